@@ -1,0 +1,70 @@
+"""Held-out prompts and the answers to them: the files by which both stacks are compared row by row.
+
+A tokens artifact holds `prompts.jsonl`, made once by the trainer's own encoding; every model, in either stack, answers those very ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from infra.config import Config
+from infra.errors import ArtifactError
+
+PROMPTS_NAME = "prompts.jsonl"
+ANSWERS_NAME = "answers.jsonl"
+
+
+class Prompt(Config):
+    """One held-out row, ready to be answered."""
+
+    row: int
+    """Index in heldout.jsonl."""
+    ids: tuple[int, ...]
+    """Token ids up to and including the generation prompt."""
+    expected: str
+    """Text of the row's own last answer."""
+    slice: str = ""
+    """Named part of the held-out rows that is also scored by itself; empty for none."""
+
+
+class Answer(Config):
+    """One greedy answer."""
+
+    row: int
+    ids: tuple[int, ...]
+    """Token ids made, without the stop token."""
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+def write_prompts(folder: Path, prompts: Iterable[Prompt]) -> None:
+    """Writes `prompts.jsonl`."""
+    _write(folder / PROMPTS_NAME, prompts)
+
+
+def read_prompts(folder: Path, limit_rows: int | None = None) -> list[Prompt]:
+    """The prompts of a tokens artifact, the first `limit_rows` of them where given."""
+    return [Prompt.model_validate_json(line) for line in _lines(folder / PROMPTS_NAME)[:limit_rows]]
+
+
+def write_answers(folder: Path, answers: Iterable[Answer]) -> None:
+    """Writes `answers.jsonl`, in the order of the prompts."""
+    _write(folder / ANSWERS_NAME, answers)
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """The answers of one model."""
+    return [Answer.model_validate_json(line) for line in _lines(folder / ANSWERS_NAME)]
+
+
+def _write(path: Path, items: Iterable[Config]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(item.model_dump_json() + "\n" for item in items)
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file. Run the step that writes it again.")
+    return path.read_text(encoding="utf-8").splitlines()

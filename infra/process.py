@@ -1,0 +1,94 @@
+"""How a step's program is started and how it answers.
+
+Every program of a stack is `python -m <module> --config FILE`: the same command in a subprocess on a laptop, as a Ray job and in a pod.
+The file holds one `Job`; the program writes below `job.output_dir`, its manifest last, appends progress to `job.progress_file`, and on
+a known error leaves `FILE.error.json` beside the config, so the driver can show the message and not a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from infra.config import Config, load
+from infra.errors import BY_NAME, EXIT_DONE, EXIT_INTERRUPTED, SlipwayError
+from infra.files import write_json_atomic
+from infra.provenance import Provenance
+
+
+class TrackingTarget(Config):
+    """The MLflow run that this program reports to; the driver made it."""
+
+    uri: str
+    run_id: str
+
+
+class Job(Config):
+    """What every program is told; each adds its own fields."""
+
+    output_dir: Path
+    """Empty or half-written folder of this program; what it holds from a killed attempt may be used to resume."""
+    progress_file: Path | None = None
+    """JSON lines, one a report; see `Progress`."""
+    tracking: TrackingTarget | None = None
+    provenance: Provenance = Provenance()
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Progress:
+    """Appends `{"done", "total", "unit", ...}` lines to a job's progress file; does nothing where the job names none."""
+
+    def __init__(self, path: Path | None, unit: str) -> None:
+        self._path = path
+        self._unit = unit
+
+    def report(self, done: float, total: float, **figures: float | str) -> None:
+        """One line: `done` of `total` in the unit named at the start, with figures to show beside it."""
+        if self._path is None:
+            return
+        line = json.dumps({"time_s": time.time(), "done": done, "total": total, "unit": self._unit, **figures})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def error_file(config_file: Path) -> Path:
+    """Where a program leaves its known error."""
+    return config_file.with_name(config_file.name + ".error.json")
+
+
+def read_error(config_file: Path) -> SlipwayError | None:
+    """The known error that the program with this config ended by, if it did."""
+    path = error_file(config_file)
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return BY_NAME.get(data["type"], SlipwayError)(data["message"])
+
+
+def run_program(model: type[J], program: Callable[[J], None], arguments: list[str] | None = None) -> NoReturn:
+    """Runs `program` on the job named by `--config FILE` and exits with the code its outcome has."""
+    parser = argparse.ArgumentParser(description=program.__doc__)
+    parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
+    config_file = parser.parse_args(arguments).config
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        program(load(model, config_file))
+    except SlipwayError as error:
+        write_json_atomic(error_file(config_file), {"type": type(error).__name__, "message": error.message})
+        print(error.message, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_DONE)
+
+
+def _interrupt(_signal: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt

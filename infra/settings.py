@@ -1,0 +1,58 @@
+"""Environment variables, read here and nowhere else: addresses, paths and secrets only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from infra.config import Config
+from infra.errors import ConfigError
+
+
+class Settings(Config):
+    """Where this machine keeps things; never part of any identity."""
+
+    home: Path
+    """Folder of artifacts, runs and the local MLflow store (`SLIPWAY_HOME`, default `.slipway` here)."""
+    tracking_uri: str
+    """MLflow server (`MLFLOW_TRACKING_URI`, default sqlite in the home folder, by absolute path)."""
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Content-addressed outputs of steps."""
+        return self.home / "artifacts"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Outputs of steps that have not finished; a killed step resumes from here."""
+        return self.home / "staging"
+
+    @property
+    def runs_dir(self) -> Path:
+        """One folder a run: resolved spec, logs, report."""
+        return self.home / "runs"
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment. Raises ConfigError on a home that cannot be a folder."""
+    home = Path(os.environ.get("SLIPWAY_HOME") or ".slipway").expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise ConfigError(f"SLIPWAY_HOME={home}: this is a file; a folder is needed.")
+    default_uri = f"sqlite:///{home / 'mlflow.db'}"
+    return Settings(home=home, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or default_uri)
+
+
+def child_environment() -> dict[str, str]:
+    """Environment for the programs we start: no telemetry, no hub look-ups, no progress bars in logs."""
+    return {
+        **os.environ,
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }

@@ -1,0 +1,131 @@
+"""The `slipway` command. Imports stay inside the commands: `slipway --help` answers in 0.3 s."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="slipway",
+    help="One spec and a dataset in; a fine-tuned, quantized, proven, promoted and served LLM out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at a dataset before training on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+SpecPath = Annotated[Path, typer.Argument(help="The spec file (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one key of the spec; may be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+
+
+@app.command()
+def run(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; start nothing.")] = False,
+    json: AsJson = False,
+    quiet: Quiet = False,
+    serve: Annotated[bool, typer.Option(help="Serve the promoted model and send it one request.")] = True,
+    keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Go on serving until Ctrl-C.")] = False,
+) -> None:
+    """Train, merge, quantize, evaluate, prove, gate, promote and serve, as the spec says."""
+    from pipelines import commands
+
+    commands.run(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, will_serve=serve, keep_serving=keep_serving)
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(help="A spec file, or NAME@ALIAS of a registered model.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a registered model until Ctrl-C."""
+    from pipelines import commands
+
+    commands.serve(target, overrides or [], quiet=quiet)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation until an empty line.")] = None,
+    url: Annotated[str, typer.Option(help="Where a model is served.")] = "http://127.0.0.1:8000",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Talk to a served model."""
+    from pipelines import commands
+
+    commands.chat(message, url, system, max_tokens)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Name of a registered model; absent means all.")] = None, json: AsJson = False
+) -> None:
+    """Registered models, their versions, aliases and gates."""
+    from pipelines import commands
+
+    commands.status(name, as_json=json)
+
+
+@data_app.command("check")
+def data_check(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False) -> None:
+    """Show what training would read: the receipt, and which tokens are learned, in colour."""
+    from pipelines import commands
+
+    commands.data_check(spec, overrides or [], as_json=json, quiet=quiet)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the MLflow UI.")] = 5000) -> None:
+    """Open the MLflow UI on this machine's store until Ctrl-C."""
+    from pipelines import commands
+
+    commands.ui(port)
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Check this machine: packages, cores, memory, disk, ports, store."""
+    from pipelines import commands
+
+    commands.doctor(as_json=json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train or serve")]) -> None:
+    """Measure a stack; further options go to `python -m training.bench` or `serving.bench`, see their --help."""
+    from pipelines import commands
+
+    commands.bench(stack, context.args)
+
+
+def main() -> None:
+    """Runs the command line; exits 0 done, 2 bad input, 3 a gate refused, 75 try again, 130 interrupted."""
+    from infra.errors import EXIT_INTERRUPTED, SlipwayError
+
+    try:
+        result: Any = app(standalone_mode=False)
+    except SlipwayError as error:
+        print(f"slipway: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("slipway: interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's usage errors carry their own text and exit code
+        if usage is None:
+            raise
+        print(f"slipway: {usage()}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

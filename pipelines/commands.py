@@ -1,0 +1,156 @@
+"""What each command does; `cli.py` only names arguments."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra import registry, tracking
+from infra.config import apply_overrides, parse
+from infra.errors import ConfigError, SlipwayError
+from infra.files import read_json
+from infra.provenance import capture
+from infra.settings import child_environment, load_settings
+from pipelines import checkup, graph, pipeline, preflight, runner
+from pipelines import serve as serving_client
+from pipelines.display import Display, plan_table
+from pipelines.plan import build_steps
+from pipelines.report import RECEIPT_NAME
+from pipelines.spec import load_spec
+from serving.config import ServeConfig
+
+PREVIEW_NAME = "preview.json"
+
+
+def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool, will_serve: bool, keep_serving: bool) -> None:
+    """`slipway run`."""
+    settings, spec = load_settings(), load_spec(path, overrides)
+    if dry_run:
+        _show_plan(runner.plan(settings, build_steps(spec)), as_json)
+        return
+    result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def serve(target: str, overrides: list[str], quiet: bool) -> None:
+    """`slipway serve SPEC | NAME@ALIAS`."""
+    settings = load_settings()
+    if Path(target).suffix in (".yaml", ".yml", ".json"):
+        spec = load_spec(Path(target), overrides)
+        name, alias, config = spec.name, registry.CHAMPION, spec.serve
+    else:
+        name, _, alias = target.partition("@")
+        config = _serve_config(overrides)
+    version = registry.resolve(tracking.client(settings.tracking_uri), name, alias or registry.CHAMPION)
+    display = Display(quiet)
+    with serving_client.serving(settings, version.folder, name, config) as served:
+        display.note(f"{name} version {version.version} ({', '.join('@' + item for item in version.aliases)})")
+        pipeline.wait(served, display)
+
+
+def chat(message: str | None, url: str, system: str | None, max_tokens: int) -> None:
+    """`slipway chat`: one message, or a conversation until an empty line."""
+    model = serving_client.model_names(url)[0]
+    messages = [{"role": "system", "content": system}] if system else []
+    while text := message or (input("> ") if sys.stdin.isatty() else sys.stdin.readline().strip()):
+        messages.append({"role": "user", "content": text})
+        answer = ""
+        for piece in serving_client.stream_chat(url, {"model": model, "messages": messages, "max_tokens": max_tokens}):
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": answer})
+        if message:
+            return
+
+
+def status(name: str | None, as_json: bool) -> None:
+    """`slipway status`."""
+    versions = registry.all_versions(tracking.client(load_settings().tracking_uri), name)
+    if as_json:
+        print(json.dumps({"versions": [asdict(version) | {"folder": str(version.folder)} for version in versions]}))
+        return
+    table = Table("model", "version", "aliases", "artifact", box=None, pad_edge=False)
+    for version in versions:
+        table.add_row(version.name, version.version, " ".join(f"@{alias}" for alias in version.aliases), version.folder.name)
+    Console().print(table if versions else "No model is registered yet: `slipway run SPEC` registers one.")
+
+
+def data_check(path: Path, overrides: list[str], as_json: bool, quiet: bool) -> None:
+    """`slipway data check`: runs the steps up to render and shows what they found."""
+    settings, spec = load_settings(), load_spec(path, overrides)
+    steps = graph.upto(build_steps(spec), "render")
+    preflight.check(spec, runner.plan(settings, steps), settings, will_serve=False)
+    outcome = runner.run(settings, steps, settings.runs_dir / "data-check", capture(spec.fingerprint), None, Display(quiet))
+    folder = outcome.artifacts["render"].path
+    receipt = read_json(folder / RECEIPT_NAME)
+    if as_json:
+        print(json.dumps(receipt))
+        return
+    console = Console()
+    console.print_json(json.dumps(receipt))
+    console.print("\nlearned tokens in green, prompt dim:\n")
+    for row in read_json(folder / PREVIEW_NAME):
+        console.print(Text.assemble(*((piece, "bold green" if supervised else "dim") for piece, supervised in row)))
+
+
+def ui(port: int) -> None:
+    """`slipway ui`."""
+    settings = load_settings()
+    preflight.require_free_port("127.0.0.1", port)
+    if not settings.tracking_uri.startswith("sqlite:"):
+        print(f"the MLflow UI of this store is {settings.tracking_uri}")
+        return
+    settings.home.mkdir(parents=True, exist_ok=True)
+    artifacts = (settings.home / "mlartifacts").as_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts]
+    print(f"MLflow UI at http://127.0.0.1:{port} (Ctrl-C stops it)", file=sys.stderr)
+    code = subprocess.run(command, env=child_environment(), check=False).returncode
+    if code:
+        raise SlipwayError(f"`mlflow server` ended with exit code {code}; its own message is above.")
+
+
+def doctor(as_json: bool) -> None:
+    """`slipway doctor`: exits 2 when something that a run needs is missing."""
+    checks = checkup.inspect(load_settings())
+    if as_json:
+        print(json.dumps({"checks": [asdict(check) for check in checks]}))
+    else:
+        table = Table("check", "", "found", box=None, pad_edge=False)
+        for check in checks:
+            table.add_row(check.name, "[green]ok[/green]" if check.passed else "[red]missing[/red]", check.found)
+        Console().print(table)
+    missing = [check.name for check in checks if not check.passed]
+    if missing:
+        raise ConfigError(f"{len(missing)} check(s) failed: {', '.join(missing)}. The table says what was found and what to install.")
+
+
+def bench(stack: str, arguments: list[str]) -> None:
+    """`slipway bench train|serve`: the stack's own benchmark, as a program."""
+    if stack not in ("train", "serve"):
+        raise ConfigError(f"bench {stack!r}: there are `slipway bench train` and `slipway bench serve`.")
+    module = {"train": "training.bench", "serve": "serving.bench"}[stack]
+    code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(), check=False).returncode
+    if code:
+        raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")
+
+
+def _serve_config(overrides: list[str]) -> ServeConfig:
+    return parse(ServeConfig, apply_overrides({}, overrides).get("serve", {}), "--set")
+
+
+def _show_plan(planned: list[runner.Planned], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"steps": [{"step": item.step.label, "will_run": item.will_run, "reason": item.reason} for item in planned]}))
+    else:
+        Console().print(plan_table(planned))

@@ -1,0 +1,107 @@
+"""What a person sees of a run, on stderr; stdout is left to results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class Display:
+    """Progress of the running step, and plain lines where there is no terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._name = ""
+        self._printed_s = 0.0
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self.console.print(text)
+
+    def skipped(self, name: str, artifact: str) -> None:
+        """A step whose output is there already."""
+        self.console.print(f"  [dim]skip  {name:<24} already made: {artifact}[/dim]")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Shows a bar while the step runs and a line with its seconds when it is done."""
+        started_s = time.monotonic()
+        self._name, self._printed_s = name, started_s
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            self._progress, self._task = progress, progress.add_task(name, total=None, figures="")
+            try:
+                yield
+            finally:
+                self._progress, self._task = None, None
+        self.console.print(f"  [green]done[/green]  {name:<24} {time.monotonic() - started_s:6.1f} s")
+
+    def tick(self, progress_file: Path) -> None:
+        """Shows the newest line of a program's progress file."""
+        line = _last_line(progress_file)
+        if line is None or self._progress is None or self._task is None:
+            return
+        figures = "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in line.items()
+            if key not in ("time_s", "done", "total", "unit")
+        )
+        self._progress.update(self._task, completed=line["done"], total=line["total"], figures=figures)
+        now_s = time.monotonic()
+        if not self.console.is_terminal and now_s - self._printed_s >= PLAIN_INTERVAL_S:
+            self._printed_s = now_s
+            self.console.print(f"        {self._name:<24} {line['done']:g}/{line['total']:g} {line['unit']}  {figures}")
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 2000))
+            lines = stream.read().splitlines()
+        return dict(json.loads(lines[-1])) if lines else None
+    except (FileNotFoundError, json.JSONDecodeError):  # not there yet, or its last line is being written
+        return None
+
+
+def plan_table(planned: Sequence[Any]) -> Table:
+    """The plan as a table: step, what happens, why."""
+    table = Table("step", "plan", "why", box=None, pad_edge=False)
+    for item in planned:
+        table.add_row(item.step.label, "run" if item.will_run else "skip", item.reason)
+    return table
+
+
+def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Scores by model, each with its interval."""
+    metrics = list(dict.fromkeys(metric for by_metric in scores.values() for metric in by_metric))
+    table = Table("model", *metrics, box=None, pad_edge=False)
+    for model, by_metric in scores.items():
+        cells = []
+        for metric in metrics:
+            found = by_metric.get(metric)
+            cells.append(f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] n={found['n']:g}" if found else "-")
+        table.add_row(model, *cells)
+    return table
+
+
+def gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
+    """Gates with what was measured and what was needed."""
+    table = Table("gate", "", "detail", box=None, pad_edge=False)
+    for gate in gates:
+        table.add_row(gate["name"], "[green]pass[/green]" if gate["passed"] else "[red]refused[/red]", gate["detail"])
+    return table

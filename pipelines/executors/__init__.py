@@ -1,0 +1,1 @@
+"""Where a step's program runs; the program and its config are the same everywhere."""

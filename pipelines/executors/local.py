@@ -1,0 +1,83 @@
+"""Runs a step's program as a subprocess of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from infra.errors import SlipwayError, TransientError
+from infra.files import write_json_atomic
+from infra.process import Job, error_file, read_error
+from infra.settings import child_environment
+
+POLL_S = 0.1
+STOP_TIMEOUT_S = 20.0
+LOG_TAIL_LINES = 15
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Starts `python -m module --config config_file` in a session of its own, its output in `log`."""
+    write_json_atomic(config_file, job.model_dump(mode="json"))
+    error_file(config_file).unlink(missing_ok=True)
+    environment = child_environment()
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
+    # A session of its own: Ctrl-C reaches the driver alone, which then stops the program in order.
+    return subprocess.Popen(
+        [sys.executable, "-m", module, "--config", str(config_file)],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+    )
+
+
+def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None]) -> None:
+    """Runs the program to its end, calling `on_tick` meanwhile.
+
+    Raises the known error that the program left, or SlipwayError with the end of its log. Stops the program if it is itself interrupted.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        process = start(module, job, config_file, log)
+        try:
+            while process.poll() is None:
+                on_tick()
+                time.sleep(POLL_S)
+        finally:
+            stop(process)
+    on_tick()
+    if process.returncode != 0:
+        raise failure(module, process.returncode, config_file, log_file)
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Asks the program to stop, then kills what is left of its session; nothing is left running."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def failure(module: str, returncode: int, config_file: Path, log_file: Path) -> SlipwayError:
+    """The error by which the program ended: its own where it left one."""
+    known = read_error(config_file)
+    if known is not None:
+        return known
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return TransientError(f"{module} was ended by {name}. Its log is {log_file}. Run the same command again to resume.")
+    tail = "\n".join(_tail(log_file))
+    return SlipwayError(f"{module} ended with exit code {returncode}. The end of its log {log_file}:\n{tail}")
+
+
+def _tail(path: Path) -> Iterator[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return iter(lines[-LOG_TAIL_LINES:])

@@ -1,0 +1,119 @@
+"""The main job: spec and dataset in, promoted and served model out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infra import provenance, registry, tracking
+from infra.errors import GateFailed
+from infra.files import read_json, write_json_atomic
+from infra.settings import Settings
+from pipelines import preflight, report, runner
+from pipelines.display import Display, gate_table, score_table
+from pipelines.plan import build_steps
+from pipelines.runner import Outcome, Tracked
+from pipelines.serve import Served, chat, sample_messages, serving
+from pipelines.spec import Spec
+
+
+def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = True, keep_serving: bool = False) -> dict[str, Any]:
+    """Runs all of it and returns the report, which also lies in the run's folder and its MLflow run.
+
+    Raises ConfigError before anything starts on bad input; GateFailed, with the report written, when a gate refuses the model.
+    """
+    steps = build_steps(spec)
+    preflight.check(spec, runner.plan(settings, steps), settings, will_serve)
+    run_dir = settings.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run_dir / "spec.json", spec.model_dump(mode="json"))
+    with tracked_run(spec, settings, run_dir) as tracked:
+        display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
+        made_by = provenance.capture(spec.fingerprint, tracked.run_id)
+        outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
+        gates = read_json(outcome.artifacts["gate"].path / report.GATES_NAME)
+        passed = all(gate["passed"] for gate in gates)
+        version = _register(spec, outcome, tracked, passed)
+        result = report.build(spec, tracked.run_id, outcome, version, None)
+        _record(result, outcome, tracked, run_dir)
+        display.note("")
+        display.console.print(score_table(result["scores"]))
+        display.note("")
+        display.console.print(gate_table(gates))
+        if not passed:
+            refused = [f"{gate['name']}: {gate['detail']}" for gate in gates if not gate["passed"]]
+            raise GateFailed(
+                f"{spec.name} version {version.version} was not promoted, {len(refused)} gate(s) refused it:\n  "
+                + "\n  ".join(refused)
+                + f"\nIt stays registered as @{registry.CHALLENGER}; the report is {run_dir / report.REPORT_NAME}."
+            )
+        display.note(f"\n{version.name} version {version.version} is @{registry.CHAMPION}")
+        if will_serve:
+            with serving(settings, version.folder, spec.name, spec.serve) as served:
+                result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, display)
+                _record(result, outcome, tracked, run_dir)
+                _say_where(settings, run_dir, display)
+                if keep_serving:
+                    wait(served, display)
+        else:
+            _say_where(settings, run_dir, display)
+    return result
+
+
+@contextlib.contextmanager
+def tracked_run(spec: Spec, settings: Settings, run_dir: Path) -> Iterator[Tracked]:
+    """The MLflow run of this job, ended with the state the job ends in."""
+    client = tracking.client(settings.tracking_uri)
+    is_local = settings.tracking_uri.startswith("sqlite:")
+    if is_local:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    experiment_id = tracking.ensure_experiment(client, spec.experiment, settings.home / "mlartifacts" if is_local else None)
+    with tracking.run(client, experiment_id, run_dir.name, tags={"slipway.spec_fingerprint": spec.fingerprint}) as run_id:
+        tracking.log_params(client, run_id, spec.model_dump(mode="json"))
+        client.log_artifact(run_id, str(run_dir / "spec.json"))
+        yield Tracked(client, settings.tracking_uri, experiment_id, run_id)
+
+
+def ask_sample(served: Served, rows_dir: Path, display: Display) -> dict[str, Any]:
+    """Sends the first held-out row to the server and shows the answer."""
+    with (rows_dir / "heldout.jsonl").open(encoding="utf-8") as stream:
+        messages = sample_messages([next(stream)])
+    request = {"model": served.model_name, "messages": messages, "temperature": 0, "max_tokens": 64}
+    response = chat(served.url, request)
+    display.note(f"\nPOST {served.url}/v1/chat/completions")
+    display.note(f"  user       {messages[-1]['content']}")
+    display.note(f"  assistant  {response['choices'][0]['message']['content']}")
+    return {"url": served.url, "sample_request": request, "sample_response": response}
+
+
+def wait(served: Served, display: Display) -> None:
+    """Blocks until the server ends or Ctrl-C, which is the way to stop it and not an error."""
+    display.note(f"\nserving {served.model_name} at {served.url} (log {served.log_file}); Ctrl-C stops it")
+    with contextlib.suppress(KeyboardInterrupt):
+        while served.is_running():
+            time.sleep(0.5)
+
+
+def _register(spec: Spec, outcome: Outcome, tracked: Tracked, passed: bool) -> registry.RegisteredVersion:
+    quantized = outcome.artifacts["quantize"]
+    version = registry.register(tracked.client, spec.name, quantized.path, quantized.manifest.digest, tracked.run_id)
+    registry.mark_challenger(tracked.client, version, passed)
+    if passed:
+        return registry.promote(tracked.client, version)
+    return registry.lookup(tracked.client, version.name, version.version)
+
+
+def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked, run_dir: Path) -> None:
+    write_json_atomic(run_dir / report.REPORT_NAME, result)
+    for path in [run_dir / report.REPORT_NAME, *report.files(outcome)]:
+        tracked.client.log_artifact(tracked.run_id, str(path))
+    metrics = {f"{model}/{metric}": score["value"] for model, scores in result["scores"].items() for metric, score in scores.items()}
+    tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
+
+
+def _say_where(settings: Settings, run_dir: Path, display: Display) -> None:
+    display.note(f"\nreport     {run_dir / report.REPORT_NAME}")
+    display.note("MLflow UI  slipway ui   (runs, scores, receipt, certificate, registry)")

@@ -1,0 +1,24 @@
+"""The graph that one spec describes."""
+
+from __future__ import annotations
+
+from infra.errors import ConfigError
+from pipelines import graph
+from pipelines.spec import Spec
+from pipelines.step import Step
+from pipelines.steps import base, evaluate, gate, merge, predict, prove, quantize, render, rows, train
+
+
+def build_steps(spec: Spec) -> list[Step]:
+    """Every step from dataset to gates, in order. Raises one ConfigError with all that is wrong with the sources."""
+    steps: list[Step] = []
+    problems: list[str] = []
+    for make in (rows.step, base.step, render.step, train.step, merge.step, quantize.step):
+        try:
+            steps.append(make(spec))
+        except ConfigError as error:
+            problems.append(error.message)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    steps += [*predict.steps(spec), evaluate.step(spec), prove.step(spec), gate.step(spec)]
+    return graph.ordered(steps)

@@ -1,0 +1,74 @@
+"""What can be refused before anything expensive starts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from infra import models
+from infra.errors import ConfigError
+from infra.files import require_free_space
+from infra.settings import Settings
+from pipelines.runner import Planned
+from pipelines.spec import Spec
+
+MODULES_BY_STEP = {
+    "base": ("torch", "transformers", "gguf", "safetensors"),
+    "train": ("torch", "peft", "ray"),
+    "quantize": ("optimum", "nncf", "openvino"),
+    "predict": ("openvino_genai",),
+}
+EXTRA_BY_MODULE = {"optimum": "quantize", "nncf": "quantize", "openvino": "quantize", "openvino_genai": "serve"}
+# Weights are written four times at 16 bits (base, merged, and an attempt of each) and once at 8; a quantized GGUF grows fourfold.
+WEIGHT_COPIES = 5
+GGUF_GROWTH = 4
+BASE_NEED_BYTES = 1 << 30
+
+
+def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve: bool) -> None:
+    """Raises one ConfigError with everything that would stop the run later: missing packages, a disk without room, a port in use."""
+    problems = []
+    for inspect in (lambda: _check_modules(planned), lambda: _check_disk(spec, planned, settings), lambda: _check_port(spec, will_serve)):
+        try:
+            inspect()
+        except ConfigError as error:
+            problems.append(error.message)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises ConfigError when something listens on the port already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port: {host}:{port} cannot be used ({error.strerror}). Stop what listens there, or take another: --set serve.port={port + 1}"
+            ) from error
+
+
+def _check_modules(planned: Sequence[Planned]) -> None:
+    wanted = [name for item in planned if item.will_run for name in MODULES_BY_STEP.get(item.step.name.split("-")[0], ())]
+    missing = sorted({name for name in wanted if find_spec(name) is None})
+    if missing:
+        extras = ",".join(sorted({EXTRA_BY_MODULE.get(name, "train") for name in missing}))
+        raise ConfigError(f"these packages are not installed: {', '.join(missing)}. Install them with `pip install 'slipway-ml[{extras}]'`.")
+
+
+def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> None:
+    if not any(item.will_run for item in planned) or models.is_remote(spec.base_model):
+        return
+    found = models.locate(spec.base_model)
+    if found.is_file():
+        weights_bytes = found.stat().st_size * GGUF_GROWTH
+    else:
+        weights_bytes = sum(path.stat().st_size for path in found.glob("*.safetensors"))
+    require_free_space(settings.home, weights_bytes * WEIGHT_COPIES + BASE_NEED_BYTES, "this run's models")
+
+
+def _check_port(spec: Spec, will_serve: bool) -> None:
+    if will_serve:
+        require_free_port(spec.serve.host, spec.serve.port)

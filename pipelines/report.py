@@ -1,0 +1,54 @@
+"""The report of a run; its keys are a public interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.files import read_json
+from infra.registry import RegisteredVersion
+from pipelines.runner import Outcome
+from pipelines.spec import Spec
+from pipelines.steps.evaluate import SCORES_NAME
+from pipelines.steps.gate import GATES_NAME
+from pipelines.steps.prove import CERTIFICATE_NAME
+
+REPORT_NAME = "report.json"
+RECEIPT_NAME = "receipt.json"
+TRAINING_NAME = "train.json"
+SECONDS_PER_HOUR = 3600
+
+
+def build(spec: Spec, run_id: str, outcome: Outcome, version: RegisteredVersion, serving: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The report as design.md names its keys, with training's own figures and the skipped steps beside them."""
+
+    def stored(step: str, name: str) -> Any:
+        return read_json(outcome.artifacts[step].path / name)
+
+    return {
+        "run_id": run_id,
+        "spec_fingerprint": spec.fingerprint,
+        "model": {"name": version.name, "version": version.version, "aliases": sorted(version.aliases), "digest": version.digest},
+        "scores": stored("evaluate", SCORES_NAME),
+        "gates": stored("gate", GATES_NAME),
+        "parity": stored("prove", CERTIFICATE_NAME),
+        "receipt": stored("render", RECEIPT_NAME),
+        "training": stored("train", TRAINING_NAME),
+        "timings_s": outcome.timings_s,
+        "skipped": outcome.skipped,
+        "cost": cost(outcome.timings_s, spec.usd_per_hour),
+        "serving": serving,
+    }
+
+
+def cost(timings_s: Mapping[str, float], usd_per_hour: float | None) -> dict[str, float | None]:
+    """Hours of this machine that the run took, and their price where the spec gives one."""
+    hours = sum(timings_s.values()) / SECONDS_PER_HOUR
+    return {"hours": hours, "usd_per_hour": usd_per_hour, "usd": None if usd_per_hour is None else hours * usd_per_hour}
+
+
+def files(outcome: Outcome) -> list[Path]:
+    """The documents that a reviewer wants beside the run in MLflow."""
+    names = {"evaluate": SCORES_NAME, "gate": GATES_NAME, "prove": CERTIFICATE_NAME, "render": RECEIPT_NAME, "train": TRAINING_NAME}
+    return [outcome.artifacts[step].path / name for step, name in names.items() if step in outcome.artifacts]

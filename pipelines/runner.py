@@ -1,0 +1,116 @@
+"""Runs the steps of a spec: skips what exists, resumes what was killed, records every step as a nested MLflow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra import tracking
+from infra.process import Job, TrackingTarget
+from infra.provenance import Provenance
+from infra.settings import Settings
+from pipelines import store
+from pipelines.display import Display
+from pipelines.executors import local
+from pipelines.step import Artifact, Step, StepContext
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one step, and why."""
+
+    step: Step
+    will_run: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """The MLflow run of this `slipway run`."""
+
+    client: MlflowClient
+    uri: str
+    experiment_id: str
+    run_id: str
+
+
+@dataclass
+class Outcome:
+    """What the steps left: artifacts, seconds spent now, and which were there already."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+
+def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
+    """What running the steps would do; touches nothing."""
+    digests: dict[str, str] = {}
+    planned = []
+    for step in steps:
+        waiting = [name for name in step.needs if name not in digests]
+        if waiting:
+            planned.append(Planned(step, True, f"{', '.join(waiting)} will run first"))
+            continue
+        slot = store.slot(settings, step, digests)
+        artifact = slot.artifact()
+        if artifact is not None:
+            digests[step.name] = artifact.manifest.digest
+            planned.append(Planned(step, False, f"already made: {slot.final_dir.name}"))
+        elif slot.staging_dir.exists():
+            planned.append(Planned(step, True, "an attempt was cut off; it resumes"))
+        else:
+            planned.append(Planned(step, True, "not made yet"))
+    return planned
+
+
+def run(settings: Settings, steps: Sequence[Step], run_dir: Path, provenance: Provenance, tracked: Tracked | None, display: Display) -> Outcome:
+    """Makes every step's artifact, in order. What a step leaves when it fails stays, so that the same command resumes."""
+    outcome = Outcome()
+    for step in steps:
+        inputs = {name: outcome.artifacts[name] for name in step.needs}
+        slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
+        started_s = time.monotonic()
+        artifact = slot.artifact()
+        if artifact is None:
+            with slot.locked(lambda step=step: display.note(f"{step.name}: another run is making this; waiting for it")):  # type: ignore[misc]
+                artifact = slot.artifact() or _make(slot, step, inputs, run_dir, provenance, tracked, display)
+        else:
+            outcome.skipped.append(step.name)
+            display.skipped(step.name, slot.final_dir.name)
+        outcome.timings_s[step.name] = round(time.monotonic() - started_s, 3)
+        outcome.artifacts[step.name] = artifact
+    return outcome
+
+
+def _make(
+    slot: store.Slot, step: Step, inputs: dict[str, Artifact], run_dir: Path, provenance: Provenance, tracked: Tracked | None, display: Display
+) -> Artifact:
+    slot.output_dir.mkdir(parents=True, exist_ok=True)
+    progress_file = slot.staging_dir / "progress.jsonl"
+    progress_file.unlink(missing_ok=True)
+    log_file = run_dir / "logs" / f"{step.name}.log"
+
+    def run_program(module: str, job: Job) -> None:
+        local.run_to_end(module, job, slot.staging_dir / "config.json", log_file, on_tick=lambda: display.tick(progress_file))
+
+    def work(target: TrackingTarget | None) -> None:
+        context = StepContext(slot.output_dir, inputs, provenance, target, progress_file, run_program)
+        step.run(step.config, context)
+
+    with display.step(step.name):
+        if tracked is None:
+            work(None)
+            return slot.publish()
+        with tracking.run(tracked.client, tracked.experiment_id, step.name, tracked.run_id) as run_id:
+            work(TrackingTarget(uri=tracked.uri, run_id=run_id))
+            artifact = slot.publish()
+            tracked.client.set_tag(run_id, "slipway.artifact", str(artifact.path))
+            tracked.client.set_tag(run_id, "slipway.digest", artifact.manifest.digest)
+            return artifact

@@ -1,0 +1,112 @@
+"""Starts the serving stack on a model folder and talks to it; the stack itself is never imported."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import TransientError
+from infra.files import read_json
+from infra.process import Job
+from infra.provenance import capture
+from infra.settings import Settings
+from pipelines.executors import local
+from pipelines.preflight import require_free_port
+from serving.config import ServeConfig, ServeJob
+
+SERVING_NAME = "serving.json"
+REQUEST_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers."""
+
+    url: str
+    model_name: str
+    log_file: Path
+    is_running: Callable[[], bool]
+
+
+@contextmanager
+def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeConfig) -> Iterator[Served]:
+    """Serves the folder while the block runs, and stops it after.
+
+    Raises ConfigError when the port is taken, ArtifactError when the folder is not what its manifest says, TransientError on a late start.
+    """
+    require_free_port(config.host, config.port)
+    folder = settings.home / "serving" / f"{model_name}-{config.port}"
+    folder.mkdir(parents=True, exist_ok=True)
+    ready_file = folder / SERVING_NAME
+    ready_file.unlink(missing_ok=True)
+    log_file, config_file = folder / "serving.log", folder / "config.json"
+    job: Job = ServeJob(
+        output_dir=folder, provenance=capture(), model_dir=model_dir.absolute(), model_name=model_name, serve=config
+    )
+    with log_file.open("wb") as log:
+        process = local.start("serving.app", job, config_file, log)
+        try:
+            deadline_s = time.monotonic() + config.start_timeout_s
+            while not ready_file.is_file():
+                if process.poll() is not None:
+                    raise local.failure("serving.app", process.returncode, config_file, log_file)
+                if time.monotonic() > deadline_s:
+                    raise TransientError(f"serving was not ready after {config.start_timeout_s:g} s; its log is {log_file}.")
+                time.sleep(local.POLL_S)
+            yield Served(read_json(ready_file)["url"], model_name, log_file, lambda: process.poll() is None)
+        finally:
+            local.stop(process, config.drain_timeout_s + local.STOP_TIMEOUT_S)
+            ready_file.unlink(missing_ok=True)
+
+
+def chat(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One chat completion. Raises TransientError when the server cannot be reached or refuses."""
+    with _post(url, body) as response:
+        return dict(json.load(response))
+
+
+def stream_chat(url: str, body: dict[str, Any]) -> Iterator[str]:
+    """The pieces of text of one streamed chat completion."""
+    with _post(url, {**body, "stream": True}) as response:
+        for line in response:
+            data = line.decode().removeprefix("data: ").strip()
+            if not data or data == "[DONE]":
+                continue
+            for choice in json.loads(data).get("choices", ()):
+                yield choice.get("delta", {}).get("content") or ""
+
+
+def model_names(url: str) -> list[str]:
+    """The models a server offers. Raises TransientError when it cannot be reached."""
+    with _open(urllib.request.Request(f"{url}/v1/models")) as response:
+        return [model["id"] for model in json.load(response)["data"]]
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    return _open(request)
+
+
+def _open(request: urllib.request.Request) -> Any:
+    try:
+        return urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise TransientError(f"{request.full_url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+    except OSError as error:
+        raise TransientError(f"{request.full_url} cannot be reached ({error}). Is `slipway serve` running there?") from error
+
+
+def sample_messages(rows: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages of the first held-out row before its answer."""
+    messages = json.loads(rows[0])["messages"]
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return [dict(message) for message in messages[:last]]

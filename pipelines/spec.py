@@ -1,0 +1,118 @@
+"""The one spec file: everything a run is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from infra.config import Config, apply_overrides, load_yaml, parse
+from infra.evaluation.scorers import SCORERS
+from infra.files import sha256_json
+from pipelines.datasets.options import SmartHomeOptions
+from serving.config import QuantizeConfig, ServeConfig
+from training.config import DataConfig, TrainConfig
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class SmartHomeDataset(SmartHomeOptions):
+    """Built from the sentence templates of a real voice assistant; see pipelines/datasets/smart_home.py."""
+
+    type: Literal["smart_home"]
+
+
+class FilesDataset(Config):
+    """JSONL files of your own."""
+
+    type: Literal["files"]
+    train: Path
+    """Training rows; a relative path starts at the spec file's folder."""
+    heldout: Path | None = None
+    """Held-out rows; absent means a seeded part of the training rows."""
+    heldout_share: float = Field(0.1, gt=0, lt=1)
+    """Part of the training rows held out when no file is given."""
+    seed: int = Field(0, ge=0)
+
+
+Dataset = Annotated[SmartHomeDataset | FilesDataset, Field(discriminator="type")]
+
+
+class EvaluateConfig(Config):
+    """How answers to the held-out rows are scored."""
+
+    metrics: tuple[str, ...] = ("exact_match_json", "valid_json")
+    """Scorers by name; gates read the first."""
+    max_new_tokens: int = Field(64, ge=1, le=8192)
+    """Longest answer."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Level of the intervals."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in SCORERS]
+        if unknown or not value:
+            raise ValueError(f"unknown metrics {unknown}; known are {sorted(SCORERS)}")
+        return value
+
+
+class GatesConfig(Config):
+    """What a model must show before it is promoted; all are read on the first metric."""
+
+    min_score: float = Field(0.9, ge=0, le=1)
+    """Least score of the model that will be served."""
+    min_slice_scores: dict[str, float] = {}
+    """Least score by slice of the held-out rows."""
+    min_gain: float = Field(0.0, ge=-1, le=1)
+    """Least gain of the served model over the base."""
+    max_quantization_drop: float = Field(0.02, ge=0, le=1)
+    """Most that quantization may cost against the adapter."""
+    min_merge_agreement: float = Field(0.99, ge=0, le=1)
+    """Least share of rows that the merged model answers exactly as the adapter does."""
+
+
+class Spec(Config):
+    """From a base model and a dataset to a served model."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Name of the model in the registry and at the API."""
+    base_model: str
+    """`file:PATH`, `package:DISTRIBUTION/FILE` or `hf:OWNER/NAME[@REVISION]`."""
+    dataset: Dataset
+    train_limit_rows: int | None = Field(None, ge=1)
+    """Only the first so many training rows are used; absent means all."""
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gates: GatesConfig = GatesConfig()
+    serve: ServeConfig = ServeConfig()
+    experiment: str = "slipway"
+    """MLflow experiment."""
+    usd_per_hour: float | None = Field(None, ge=0)
+    """Price of this machine; absent means that cost is reported in hours only."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what the spec says; names a spec in provenance."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+def load_spec(path: Path, overrides: list[str]) -> Spec:
+    """The spec at `path` with `--set` overrides applied and its dataset paths made absolute. Raises ConfigError with every problem."""
+    data = apply_overrides(load_yaml(path), overrides)
+    _anchor(data, path.absolute().parent)
+    return parse(Spec, data, str(path))
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> None:
+    dataset = data.get("dataset")
+    if isinstance(dataset, dict):
+        for key in ("train", "heldout"):
+            if isinstance(dataset.get(key), str):
+                dataset[key] = str(folder / Path(dataset[key]).expanduser())
+    source = data.get("base_model")
+    if isinstance(source, str) and source.startswith("file:"):
+        data["base_model"] = f"file:{folder / Path(source.removeprefix('file:')).expanduser()}"

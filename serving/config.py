@@ -1,0 +1,70 @@
+"""What can be said about serving; light, so that the driver can check a spec without an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from infra.config import Config
+from infra.process import Job
+
+
+class QuantizeConfig(Config):
+    """How the merged model is made small for its engine."""
+
+    format: Literal["openvino-int8"] = "openvino-int8"
+    """Weight format; names the model in scores, gates and the registry."""
+
+
+class ServeConfig(Config):
+    """One model behind the OpenAI API."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=1, le=65535)
+    num_replicas: int = Field(1, ge=1, le=1000)
+    cpus_per_replica: int | None = Field(None, ge=1)
+    """Cores of one replica; absent means this machine's cores shared among the replicas."""
+    max_running_requests: int = Field(64, ge=1, le=4096)
+    """Requests one replica decodes together."""
+    max_queued_requests: int = Field(256, ge=0)
+    """Requests that may wait; further ones are answered 503 with Retry-After."""
+    max_tokens_limit: int = Field(2048, ge=1)
+    """Most new tokens one request may ask for."""
+    default_max_tokens: int = Field(256, ge=1)
+    """New tokens where a request does not say."""
+    cache_gb: float = Field(1.0, gt=0)
+    """Memory of the KV cache of one replica, in GB."""
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    """Largest request body."""
+    start_timeout_s: float = Field(120.0, gt=0)
+    """How long start-up may take before it counts as failed."""
+    drain_timeout_s: float = Field(10.0, ge=0)
+    """How long running requests may finish after a stop signal."""
+
+
+class QuantizeJob(Job):
+    """`python -m serving.quantize.openvino`: the merged model in the engine's weight format."""
+
+    merged_dir: Path
+    quantize: QuantizeConfig = QuantizeConfig()
+
+
+class PredictJob(Job):
+    """`python -m serving.predict`: the engine's greedy answers to the held-out prompts."""
+
+    model_dir: Path
+    tokens_dir: Path
+    max_new_tokens: int = Field(96, ge=1)
+    limit_rows: int | None = Field(None, ge=1)
+
+
+class ServeJob(Job):
+    """`python -m serving.app`: serves until it is told to stop (SIGTERM or Ctrl-C)."""
+
+    model_dir: Path
+    model_name: str
+    """The name clients ask for."""
+    serve: ServeConfig = ServeConfig()

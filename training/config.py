@@ -1,0 +1,134 @@
+"""What can be said about training; light, so that the driver can check a spec without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from infra.config import Config
+from infra.process import Job
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=512)
+    """Rank of the update B A."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter."""
+
+
+class TrainConfig(Config):
+    """One fine-tuning run."""
+
+    lora: LoraConfig = LoraConfig()
+    epochs: float = Field(2.0, gt=0, le=1000)
+    """Passes over the training rows; a fraction stops part-way."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps at most, whatever the epochs say."""
+    batch_rows: int = Field(16, ge=1, le=65536)
+    """Rows of one optimizer step, over all workers."""
+    micro_batch_rows: int = Field(16, ge=1, le=65536)
+    """Rows of one forward and backward pass on one worker; gradients accumulate up to `batch_rows`."""
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero."""
+    final_learning_rate_share: float = Field(0.0, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of forward and backward; optimizer state and master adapter weights are fp32 either way."""
+    num_workers: int = Field(1, ge=1, le=4096)
+    """Ray Train workers, data parallel."""
+    cpus_per_worker: int | None = Field(None, ge=1, json_schema_extra={"identity": False})
+    """Cores of one worker; absent means this machine's cores shared among the workers."""
+    checkpoint_steps: int = Field(50, ge=1, json_schema_extra={"identity": False})
+    """A checkpoint every so many optimizer steps."""
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra={"identity": False})
+    max_failures: int = Field(2, ge=0, json_schema_extra={"identity": False})
+    """How often a lost worker may restart the run from its last checkpoint."""
+    eval_steps: int = Field(50, ge=1)
+    """Held-out loss every so many steps."""
+    eval_rows: int = Field(64, ge=0)
+    """Held-out rows used for that loss."""
+    log_steps: int = Field(5, ge=1, json_schema_extra={"identity": False})
+    """Metrics every so many steps."""
+    seed: int = Field(0, ge=0)
+
+
+class DataConfig(Config):
+    """How rows become tokens."""
+
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto"
+    """Shape of a row; `auto` looks at the first rows and says what it found."""
+    max_tokens: int | None = Field(None, ge=8)
+    """Longest row; absent means the base model's context."""
+    max_lost_share: float = Field(0.02, ge=0, le=1)
+    """Share of rows that may be dropped before the run is refused."""
+
+
+class RowsJob(Job):
+    """`python -m training.data.rows`: a user's dataset as checked train.jsonl and heldout.jsonl, every row a list of messages."""
+
+    train_path: Path
+    """JSONL file of training rows."""
+    heldout_path: Path | None = None
+    """JSONL file of held-out rows; absent means a seeded part of the training rows is held out."""
+    heldout_share: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+
+
+class BaseJob(Job):
+    """`python -m training.base`: a base model as a checked folder of safetensors."""
+
+    source: str
+    """`file:`, `package:` or `hf:` source, see infra/models.py."""
+
+
+class RenderJob(Job):
+    """`python -m training.data.render`: rows as token ids and labels, with the receipt."""
+
+    base_dir: Path
+    rows_dir: Path
+    """Folder with train.jsonl and heldout.jsonl."""
+    data: DataConfig = DataConfig()
+    train_limit_rows: int | None = Field(None, ge=1)
+    """Only the first so many training rows; absent means all."""
+
+
+class FinetuneJob(Job):
+    """`python -m training.finetune`: a LoRA adapter."""
+
+    base_dir: Path
+    tokens_dir: Path
+    train: TrainConfig = TrainConfig()
+
+
+class MergeJob(Job):
+    """`python -m training.merge`: base and adapter as one 16-bit model."""
+
+    base_dir: Path
+    adapter_dir: Path
+
+
+class PredictJob(Job):
+    """`python -m training.predict`: greedy answers of one model to the held-out prompts."""
+
+    model_dir: Path
+    """Folder of the base or merged model."""
+    adapter_dir: Path | None = None
+    """Adapter to put on it, if any."""
+    tokens_dir: Path
+    max_new_tokens: int = Field(96, ge=1)
+    batch_rows: int = Field(64, ge=1)
+    limit_rows: int | None = Field(None, ge=1)
+    """Only the first so many held-out rows; absent means all."""
