@@ -96,7 +96,12 @@ def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]
     """The valid keys of the model found by walking `location`; union tags and list indices are stepped over."""
     candidates: list[type[BaseModel]] = [model]
     for part in location:
-        below = [found for current in candidates if part in current.model_fields for found in _models_in(current.model_fields[str(part)].annotation)]
+        below = [
+            found
+            for current in candidates
+            if part in current.model_fields
+            for found in _models_in(current.model_fields[str(part)].annotation)
+        ]
         candidates = below or candidates
     return [key for candidate in candidates for key in candidate.model_fields]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from infra.config import Config
 from infra.errors import ArtifactError
@@ -19,7 +19,7 @@ from infra.files import read_json, sha256_file, sha256_json, write_json_atomic
 from infra.provenance import Provenance
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 UNSAFE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin.index.json")
 
 Kind = Literal["base", "dataset", "tokens", "adapter", "merged", "quantized", "answers", "scores", "certificate", "gates"]
@@ -70,7 +70,7 @@ class Manifest(Config):
     kind: Kind
     files: dict[str, FileEntry]
     model: ModelFacts | None = None
-    parents: dict[str, str] = {}
+    parents: dict[str, str] = Field(default_factory=dict)
     """Content digests of the artifacts this one was made from, by role."""
     provenance: Provenance
 
@@ -135,6 +135,4 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
 
 def has_all_files(folder: Path, manifest: Manifest) -> bool:
     """Whether every file is there with its size: the quick check a step's skip relies on; `verify` reads the bytes."""
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes for name, entry in manifest.files.items()
-    )
+    return all((folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes for name, entry in manifest.files.items())

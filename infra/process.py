@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,10 @@ from infra.config import Config, load
 from infra.errors import BY_NAME, EXIT_DONE, EXIT_INTERRUPTED, SlipwayError
 from infra.files import write_json_atomic
 from infra.provenance import Provenance
+
+
+PARENT_POLL_S = 0.5
+PARENT_GRACE_S = 15.0
 
 
 class TrackingTarget(Config):
@@ -77,8 +83,12 @@ def run_program(model: type[J], program: Callable[[J], None], arguments: list[st
     """Runs `program` on the job named by `--config FILE` and exits with the code its outcome has."""
     parser = argparse.ArgumentParser(description=program.__doc__)
     parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
-    config_file = parser.parse_args(arguments).config
+    parser.add_argument("--parent-pid", type=int, help="stop when this process, which started us, is gone")
+    options = parser.parse_args(arguments)
+    config_file = options.config
     signal.signal(signal.SIGTERM, _interrupt)
+    if options.parent_pid:
+        threading.Thread(target=_stop_without, args=(options.parent_pid,), name="parent-watch", daemon=True).start()
     try:
         program(load(model, config_file))
     except SlipwayError as error:
@@ -88,6 +98,15 @@ def run_program(model: type[J], program: Callable[[J], None], arguments: list[st
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
+
+
+def _stop_without(parent_pid: int) -> None:
+    """Stops this process when its parent is gone: a driver killed by SIGKILL must leave nothing that writes to its folders."""
+    while os.getppid() == parent_pid:
+        time.sleep(PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PARENT_GRACE_S)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:

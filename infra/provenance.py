@@ -8,6 +8,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import Field
+
 from infra.config import Config
 
 # The packages whose version can change a number we report.
@@ -21,7 +23,7 @@ class Provenance(Config):
     """Commit of this source tree, with `-dirty` appended when files differ from it; None outside a checkout."""
     spec_fingerprint: str | None = None
     mlflow_run_id: str | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 def capture(spec_fingerprint: str | None = None, mlflow_run_id: str | None = None) -> Provenance:
@@ -50,7 +52,11 @@ def git_commit() -> str | None:
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=5, check=True,
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -56,7 +56,9 @@ def ensure_experiment(mlflow: MlflowClient, name: str, artifact_dir: Path | None
         raise TransientError(f"the MLflow store does not answer: {error}. Check MLFLOW_TRACKING_URI, then run again.") from error
 
 
-def start_run(mlflow: MlflowClient, experiment_id: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+def start_run(
+    mlflow: MlflowClient, experiment_id: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
     """The id of a new run, nested below `parent_run_id` where given."""
     all_tags = dict(tags or {})
     if parent_run_id:

@@ -18,6 +18,7 @@ from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
+from pipelines.steps.gate import GATES_NAME
 
 
 def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = True, keep_serving: bool = False) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         made_by = provenance.capture(spec.fingerprint, tracked.run_id)
         outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
-        gates = read_json(outcome.artifacts["gate"].path / report.GATES_NAME)
+        gates = read_json(outcome.artifacts["gate"].path / GATES_NAME)
         passed = all(gate["passed"] for gate in gates)
         version = _register(spec, outcome, tracked, passed)
         result = report.build(spec, tracked.run_id, outcome, version, None)

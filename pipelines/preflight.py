@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 
 from infra import models
@@ -29,7 +30,8 @@ BASE_NEED_BYTES = 1 << 30
 def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve: bool) -> None:
     """Raises one ConfigError with everything that would stop the run later: missing packages, a disk without room, a port in use."""
     problems = []
-    for inspect in (lambda: _check_modules(planned), lambda: _check_disk(spec, planned, settings), lambda: _check_port(spec, will_serve)):
+    checks = (partial(_check_modules, planned), partial(_check_disk, spec, planned, settings), partial(_check_port, spec, will_serve))
+    for inspect in checks:
         try:
             inspect()
         except ConfigError as error:
@@ -46,7 +48,8 @@ def require_free_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"serve.port: {host}:{port} cannot be used ({error.strerror}). Stop what listens there, or take another: --set serve.port={port + 1}"
+                f"serve.port: {host}:{port} cannot be used ({error.strerror}). "
+                f"Stop what listens there, or take another: --set serve.port={port + 1}"
             ) from error
 
 
@@ -55,7 +58,9 @@ def _check_modules(planned: Sequence[Planned]) -> None:
     missing = sorted({name for name in wanted if find_spec(name) is None})
     if missing:
         extras = ",".join(sorted({EXTRA_BY_MODULE.get(name, "train") for name in missing}))
-        raise ConfigError(f"these packages are not installed: {', '.join(missing)}. Install them with `pip install 'slipway-ml[{extras}]'`.")
+        raise ConfigError(
+            f"these packages are not installed: {', '.join(missing)}. Install them with `pip install 'slipway-ml[{extras}]'`."
+        )
 
 
 def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> None:

@@ -70,7 +70,9 @@ def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
     return planned
 
 
-def run(settings: Settings, steps: Sequence[Step], run_dir: Path, provenance: Provenance, tracked: Tracked | None, display: Display) -> Outcome:
+def run(
+    settings: Settings, steps: Sequence[Step], run_dir: Path, provenance: Provenance, tracked: Tracked | None, display: Display
+) -> Outcome:
     """Makes every step's artifact, in order. What a step leaves when it fails stays, so that the same command resumes."""
     outcome = Outcome()
     for step in steps:
@@ -90,7 +92,13 @@ def run(settings: Settings, steps: Sequence[Step], run_dir: Path, provenance: Pr
 
 
 def _make(
-    slot: store.Slot, step: Step, inputs: dict[str, Artifact], run_dir: Path, provenance: Provenance, tracked: Tracked | None, display: Display
+    slot: store.Slot,
+    step: Step,
+    inputs: dict[str, Artifact],
+    run_dir: Path,
+    provenance: Provenance,
+    tracked: Tracked | None,
+    display: Display,
 ) -> Artifact:
     slot.output_dir.mkdir(parents=True, exist_ok=True)
     progress_file = slot.staging_dir / "progress.jsonl"

@@ -47,9 +47,7 @@ def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeC
     ready_file = folder / SERVING_NAME
     ready_file.unlink(missing_ok=True)
     log_file, config_file = folder / "serving.log", folder / "config.json"
-    job: Job = ServeJob(
-        output_dir=folder, provenance=capture(), model_dir=model_dir.absolute(), model_name=model_name, serve=config
-    )
+    job: Job = ServeJob(output_dir=folder, provenance=capture(), model_dir=model_dir.absolute(), model_name=model_name, serve=config)
     with log_file.open("wb") as log:
         process = local.start("serving.app", job, config_file, log)
         try:

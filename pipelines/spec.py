@@ -63,7 +63,7 @@ class GatesConfig(Config):
 
     min_score: float = Field(0.9, ge=0, le=1)
     """Least score of the model that will be served."""
-    min_slice_scores: dict[str, float] = {}
+    min_slice_scores: dict[str, float] = Field(default_factory=dict)
     """Least score by slice of the held-out rows."""
     min_gain: float = Field(0.0, ge=-1, le=1)
     """Least gain of the served model over the base."""

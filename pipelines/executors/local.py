@@ -31,8 +31,12 @@ def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subproces
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C reaches the driver alone, which then stops the program in order.
     return subprocess.Popen(
-        [sys.executable, "-m", module, "--config", str(config_file)],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        [sys.executable, "-m", module, "--config", str(config_file), "--parent-pid", str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
 
 

@@ -38,9 +38,7 @@ def run(names: Sequence[str], config: ProveConfig, context: StepContext) -> None
     """Writes certificate.json: the adapter compared with each of `names`."""
     prompts = read_prompts(context.inputs["render"].path)
     adapter = read_answers(context.inputs["predict-adapter"].path)
-    certificate = {
-        name: compare(prompts, adapter, read_answers(context.inputs[f"predict-{name}"].path), config) for name in names
-    }
+    certificate = {name: compare(prompts, adapter, read_answers(context.inputs[f"predict-{name}"].path), config) for name in names}
     write_json_atomic(context.output_dir / CERTIFICATE_NAME, {"reference": "adapter", "models": certificate})
     parents = {name: artifact.manifest.digest for name, artifact in context.inputs.items()}
     write_manifest(context.output_dir, "certificate", context.provenance, parents=parents)

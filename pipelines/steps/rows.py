@@ -50,6 +50,11 @@ def _build_smart_home(options: SmartHomeOptions, context: StepContext) -> None:
 
 def _read_files(dataset: FilesDataset, spec: Spec, config: FilesConfig, context: StepContext) -> None:
     job = context.job(
-        RowsJob, train_path=dataset.train, heldout_path=dataset.heldout, heldout_share=config.heldout_share, seed=config.seed, data=spec.data
+        RowsJob,
+        train_path=dataset.train,
+        heldout_path=dataset.heldout,
+        heldout_share=config.heldout_share,
+        seed=config.seed,
+        data=spec.data,
     )
     context.run_program("training.data.rows", job)

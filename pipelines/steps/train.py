@@ -14,7 +14,5 @@ def step(spec: Spec) -> Step:
 
 def run(config: TrainConfig, context: StepContext) -> None:
     """Fine-tunes; a killed attempt resumes from its last checkpoint."""
-    job = context.job(
-        FinetuneJob, base_dir=context.inputs["base"].path, tokens_dir=context.inputs["render"].path, train=config
-    )
+    job = context.job(FinetuneJob, base_dir=context.inputs["base"].path, tokens_dir=context.inputs["render"].path, train=config)
     context.run_program("training.finetune", job)
