@@ -79,12 +79,7 @@ def mark_challenger(mlflow: MlflowClient, version: RegisteredVersion, passed: bo
 
 def promote(mlflow: MlflowClient, version: RegisteredVersion) -> RegisteredVersion:
     """Moves `champion` to the version, keeping the old one as `previous`; does nothing when it is champion already."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        champion = mlflow.get_model_version_by_alias(version.name, CHAMPION)
-    except MlflowException:
-        champion = None
+    champion = _aliased(mlflow, version.name, CHAMPION)
     if champion is None or champion.version != version.version:
         if champion is not None:
             mlflow.set_registered_model_alias(version.name, PREVIOUS, champion.version)
@@ -100,10 +95,17 @@ def all_versions(mlflow: MlflowClient, name: str | None = None) -> list[Register
     return sorted((lookup(mlflow, found.name, found.version) for found in versions), key=lambda item: (item.name, -int(item.version)))
 
 
+def _aliased(mlflow: MlflowClient, name: str, alias: str) -> RegisteredVersion | None:
+    try:
+        return resolve(mlflow, name, alias)
+    except RegistryError:
+        return None
+
+
 def _registered(version: ModelVersion) -> RegisteredVersion:
     return RegisteredVersion(
         name=version.name,
-        version=str(version.version),
+        version=str(version.version),  # a number from some stores, a text from others
         folder=_folder(version),
         digest=version.tags.get(DIGEST_TAG, ""),
         aliases=tuple(version.aliases),

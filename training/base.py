@@ -13,6 +13,7 @@ from infra.files import read_json, require_free_space, sha256_file, sha256_json,
 from infra.models import locate
 from infra.process import run_program
 from training.config import BaseJob
+from training.folders import fresh_folder
 from training.gguf import llama_config, read_gguf, write_llama_weights
 from training.gguf_tokenizer import write_tokenizer
 from training.weights import INDEX_NAME, SINGLE_NAME, tensor_specs, weight_files
@@ -31,13 +32,6 @@ def prepare_base(job: BaseJob) -> None:
     else:
         _copy_folder(found, job.output_dir)
     write_manifest(job.output_dir, "base", job.provenance, model=model_facts(job.output_dir, job.source))
-
-
-def fresh_folder(folder: Path) -> None:
-    """Makes `folder` empty, so that a killed attempt leaves nothing in an artifact."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
 
 
 def model_facts(folder: Path, source: str) -> ModelFacts:

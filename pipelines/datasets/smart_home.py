@@ -27,7 +27,7 @@ from pipelines.datasets.options import SmartHomeOptions
 if TYPE_CHECKING:
     from pipelines.datasets.smart_home_grammar import Grammar, Row, Template
 
-__all__ = ["SYSTEM", "SmartHomeOptions", "build", "normalised"]
+__all__ = ["SYSTEM", "SmartHomeOptions", "build", "draw_rows", "normalised"]
 
 SYSTEM = "You control a smart home. Answer with one JSON tool call and nothing else."
 
@@ -52,7 +52,7 @@ def build(options: SmartHomeOptions, output_dir: Path) -> None:
     used: set[str] = set()
 
     def sample(name: str, templates: Iterable[Template], count: int, accept: Callable[[Row], bool]) -> list[Row]:
-        rows = _draw_rows(grammar, list(templates), count, rng, used, accept)
+        rows = draw_rows(grammar, list(templates), count, rng, used, accept)
         if len(rows) < count:
             raise ConfigError(_too_few(name, len(rows), count))
         return rows
@@ -96,7 +96,7 @@ def _hold_out(templates: Sequence[Template], rng: random.Random) -> frozenset[st
     return frozenset(held)
 
 
-def _draw_rows(
+def draw_rows(
     grammar: Grammar, templates: list[Template], count: int, rng: random.Random, used: set[str], accept: Callable[[Row], bool]
 ) -> list[Row]:
     """Up to `count` new rows; adds their utterances to `used`.

@@ -3,7 +3,7 @@
 - Grammar: PyPI `home-assistant-intents` (Apache-2.0), `data/en.json`. Parser: PyPI `hassil`.
 - A template is one sentence string of one intent in `en.json`. An utterance drawn from one template is often
   accepted by others too; every one that accepts it is kept in `Row.templates`.
-- The label is what `recognize_best` says, asked as Home Assistant asks it (a result that names a device wins).
+- The label is what `recognize_best` says when it knows the house but not the room of the speaker.
 - An utterance is dropped when a reading at least as good has another label, or would have one if the speaker's
   room were known: neither a person nor a model could tell from the words alone.
 """
@@ -97,8 +97,7 @@ def label(grammar: Grammar, utterance: str, template: Template) -> Row | None:
     """The utterance with its label, or None when the parser refuses it or it has more than one meaning."""
     intents = _narrowed(grammar, utterance)
     results = list(recognize_all(utterance, intents, slot_lists=grammar.slot_lists, intent_context={"area": SPEAKER_AREA}))
-    readable = [result for result in results if not _needs_speaker_area(result.intent_data)]
-    best = recognize_best(utterance, _only(intents, readable), slot_lists=grammar.slot_lists, best_slot_name="name")
+    best = recognize_best(utterance, _only(intents, results), slot_lists=grammar.slot_lists)
     if best is None:
         return None
     answer = _answer(best)
@@ -222,8 +221,9 @@ def _rank(result: RecognizeResult) -> tuple[int, int, int]:
 
 def _answer(result: RecognizeResult) -> str:
     arguments = {name: _plain(entity.value) for name, entity in result.entities.items()}
-    call = {"name": result.intent.name, "arguments": arguments}
-    return json.dumps(call, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # The name stands first: a model writes left to right, and the intent decides which arguments there are.
+    call = {"name": result.intent.name, "arguments": dict(sorted(arguments.items()))}
+    return json.dumps(call, separators=(",", ":"), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

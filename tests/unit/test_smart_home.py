@@ -18,7 +18,7 @@ from hassil import recognize_all, recognize_best
 
 from infra.errors import ConfigError
 from pipelines.datasets import smart_home_grammar as grammar_module
-from pipelines.datasets.smart_home import SYSTEM, SmartHomeOptions, build, normalised
+from pipelines.datasets.smart_home import SYSTEM, SmartHomeOptions, build, draw_rows, normalised
 from pipelines.datasets.smart_home_grammar import Grammar, Template, draw, label, template_id
 from pipelines.datasets.smart_home_house import ALIASES, AREAS, DEVICES
 
@@ -83,8 +83,9 @@ def test_build_every_row_is_system_user_and_a_canonical_call(train: Rows, heldou
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert row["messages"][0]["content"] == SYSTEM
         answer = call(row)
-        assert set(answer) == {"name", "arguments"}
-        assert row["messages"][2]["content"] == json.dumps(answer, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert list(answer) == ["name", "arguments"]
+        assert list(answer["arguments"]) == sorted(answer["arguments"])
+        assert row["messages"][2]["content"] == json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
 
 
 def test_build_splits_share_no_utterance(train: Rows, heldout: Rows) -> None:
@@ -120,9 +121,9 @@ def test_build_unseen_row_asks_only_for_what_training_shows(train: Rows, heldout
 
 
 def test_build_label_is_what_the_whole_parser_says(grammar: Grammar, train: Rows, heldout: Rows) -> None:
-    # The builder asks a narrowed grammar for speed; here the whole one is asked, as Home Assistant asks it.
+    # The builder asks a narrowed grammar for speed; here the whole one is asked.
     for row in heldout + train[:60]:
-        result = recognize_best(utterance(row), grammar.intents, slot_lists=grammar.slot_lists, best_slot_name="name")
+        result = recognize_best(utterance(row), grammar.intents, slot_lists=grammar.slot_lists)
         assert result is not None
         assert call(row) == {"name": result.intent.name, "arguments": {name: entity.value for name, entity in result.entities.items()}}
 
@@ -133,6 +134,15 @@ def test_build_no_intent_swamps_and_rare_ones_count(train: Rows) -> None:
     assert max(intents.values()) <= 0.12 * len(train)
     assert intents["HassBroadcast"] >= 2  # one template of 862
     assert max(Counter(row["template"] for row in train).values()) <= 4  # 1 % of 400
+
+
+def test_draw_rows_one_intent_or_one_template_alone_is_capped(grammar: Grammar) -> None:
+    def drawn(templates: list[Template]) -> int:
+        return len(draw_rows(grammar, templates, 100, random.Random(0), set(), lambda row: True))
+
+    own = [template for template in grammar.templates if template.intent == "HassTurnOn"]
+    assert drawn(own) == 12  # 12 % of 100
+    assert drawn([template_of(grammar, "HassTurnOn", "<turn> on [<the>] {name}")]) == 4  # the least that a cap may be
 
 
 def test_build_slot_values_vary(train: Rows) -> None:
@@ -186,7 +196,7 @@ def test_label_alias_gives_the_canonical_name(grammar: Grammar) -> None:
     template = template_of(grammar, "HassTurnOn", "<turn> on [<the>] {name}")
     row = label(grammar, "turn on the telly", template)
     assert row is not None
-    assert row.answer == '{"arguments":{"name":"television"},"name":"HassTurnOn"}'
+    assert row.answer == '{"name":"HassTurnOn","arguments":{"name":"television"}}'
 
 
 def test_label_keeps_every_template_that_accepts_the_words(grammar: Grammar) -> None:

@@ -35,6 +35,8 @@ def test_wilson_interval_published_cases_agree(successes: int, n: int, low: floa
 
 
 def test_wilson_interval_all_right_ends_at_one_and_mirrors_all_wrong() -> None:
+    # Exactly: the bare formula leaves 1e-17 at many of these lengths.
+    assert {(wilson_interval(0, n).low, wilson_interval(n, n).high) for n in range(1, 400)} == {(0.0, 1.0)}
     right, wrong = wilson_interval(29, 29), wilson_interval(0, 29)
     assert (right.high, wrong.low) == (1.0, 0.0)
     assert right.low == pytest.approx(1 - wrong.high, abs=1e-12)
