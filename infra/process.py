@@ -8,21 +8,22 @@ a known error leaves `FILE.error.json` beside the config, so the driver can show
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from infra.config import Config, load
-from infra.errors import BY_NAME, EXIT_DONE, EXIT_INTERRUPTED, SlipwayError
+from infra.errors import BY_NAME, EXIT_DONE, EXIT_INTERRUPTED, SlipwayError, TransientError
 from infra.files import write_json_atomic
 from infra.provenance import Provenance
-
 
 PARENT_POLL_S = 0.5
 PARENT_GRACE_S = 15.0
@@ -90,14 +91,29 @@ def run_program(model: type[J], program: Callable[[J], None], arguments: list[st
     if options.parent_pid:
         threading.Thread(target=_stop_without, args=(options.parent_pid,), name="parent-watch", daemon=True).start()
     try:
-        program(load(model, config_file))
+        with disk_full_as_known_error():
+            program(load(model, config_file))
     except SlipwayError as error:
-        write_json_atomic(error_file(config_file), {"type": type(error).__name__, "message": error.message})
         print(error.message, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the disk may be full; the exit code still tells
+            write_json_atomic(error_file(config_file), {"type": type(error).__name__, "message": error.message})
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_DONE)
+
+
+@contextlib.contextmanager
+def disk_full_as_known_error() -> Iterator[None]:
+    """Raises TransientError in place of the OSError of a full disk: freeing some space is all that is needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise TransientError(
+            f"the disk is full ({error.filename or 'while writing'}). Free some space; the same command resumes."
+        ) from error
 
 
 def _stop_without(parent_pid: int) -> None:

@@ -108,8 +108,11 @@ def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="tra
 
 def main() -> None:
     """Runs the command line; exits 0 done, 2 bad input, 3 a gate refused, 75 try again, 130 interrupted."""
+    import signal
+
     from infra.errors import EXIT_INTERRUPTED, SlipwayError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop, as for Ctrl-C
     try:
         result: Any = app(standalone_mode=False)
     except SlipwayError as error:

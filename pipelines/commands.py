@@ -16,6 +16,7 @@ from infra import registry, tracking
 from infra.config import apply_overrides, parse
 from infra.errors import ConfigError, SlipwayError
 from infra.files import read_json
+from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
 from pipelines import checkup, graph, pipeline, preflight, runner
@@ -35,7 +36,8 @@ def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: b
     if dry_run:
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
         return
-    result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
+    with disk_full_as_known_error():
+        result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
 

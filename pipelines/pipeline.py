@@ -35,6 +35,8 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         made_by = provenance.capture(spec.fingerprint, tracked.run_id)
         outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
+        rows = outcome.artifacts["rows"]
+        tracking.log_dataset(tracked.client, tracked.run_id, f"{spec.name}-rows", rows.manifest.digest, rows.path)
         gates = read_json(outcome.artifacts["gate"].path / GATES_NAME)
         passed = all(gate["passed"] for gate in gates)
         version = _register(spec, outcome, tracked, passed)
@@ -108,13 +110,12 @@ def _register(spec: Spec, outcome: Outcome, tracked: Tracked, passed: bool) -> r
 
 
 def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked, run_dir: Path) -> None:
-    write_json_atomic(run_dir / report.REPORT_NAME, result)
-    for path in [run_dir / report.REPORT_NAME, *report.files(outcome)]:
+    for path in [*report.write(result, run_dir), *report.files(outcome)]:
         tracked.client.log_artifact(tracked.run_id, str(path))
     metrics = {f"{model}/{metric}": score["value"] for model, scores in result["scores"].items() for metric, score in scores.items()}
     tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
 
 
 def _say_where(settings: Settings, run_dir: Path, display: Display) -> None:
-    display.note(f"\nreport     {run_dir / report.REPORT_NAME}")
+    display.note(f"\nreport     {run_dir / report.PAGE_NAME}")
     display.note("MLflow UI  slipway ui   (runs, scores, receipt, certificate, registry)")

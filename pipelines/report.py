@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.files import read_json
+import jinja2
+
+from infra.files import read_json, write_json_atomic, write_text_atomic
 from infra.registry import RegisteredVersion
 from pipelines.runner import Outcome
 from pipelines.spec import Spec
@@ -15,6 +17,7 @@ from pipelines.steps.gate import GATES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
 
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 RECEIPT_NAME = "receipt.json"
 TRAINING_NAME = "train.json"
 SECONDS_PER_HOUR = 3600
@@ -46,6 +49,15 @@ def cost(timings_s: Mapping[str, float], usd_per_hour: float | None) -> dict[str
     """Hours of this machine that the run took, and their price where the spec gives one."""
     hours = sum(timings_s.values()) / SECONDS_PER_HOUR
     return {"hours": hours, "usd_per_hour": usd_per_hour, "usd": None if usd_per_hour is None else hours * usd_per_hour}
+
+
+def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes report.json and the page that shows it; gives both paths."""
+    template = jinja2.Environment(autoescape=True).from_string(Path(__file__).with_name(PAGE_NAME).read_text(encoding="utf-8"))
+    metrics = list(dict.fromkeys(metric for by_metric in report["scores"].values() for metric in by_metric))
+    write_json_atomic(folder / REPORT_NAME, report)
+    write_text_atomic(folder / PAGE_NAME, template.render(report=report, metrics=metrics))
+    return [folder / REPORT_NAME, folder / PAGE_NAME]
 
 
 def files(outcome: Outcome) -> list[Path]:

@@ -12,6 +12,7 @@ from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json, require_free_space, sha256_file, sha256_json, write_json_atomic, write_text_atomic
 from infra.models import locate
 from infra.process import run_program
+
 from training.config import BaseJob
 from training.folders import fresh_folder
 from training.gguf import llama_config, read_gguf, write_llama_weights

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from infra.config import Config
 from infra.process import Job
+from pydantic import Field
 
 
 class LoraConfig(Config):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infra.errors import ConfigError
 from numpy.typing import NDArray
 
-from infra.errors import ConfigError
 from training.weights import TensorSpec, safetensors_writer
 
 MAGIC = b"GGUF"
@@ -162,7 +162,7 @@ def write_llama_weights(gguf: GgufFile, config: Mapping[str, Any], target: Path)
                 values = _half_split(values, config["num_attention_heads"])
             elif new.endswith("k_proj.weight"):
                 values = _half_split(values, config["num_key_value_heads"])
-            writer.write(new, memoryview(to_bf16(values)).cast("B"))
+            writer.write(new, to_bf16(values).data.cast("B"))
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

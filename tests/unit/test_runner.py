@@ -23,7 +23,6 @@ from pipelines.display import Display
 from pipelines.executors import local
 from pipelines.step import Step, StepContext
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigError
+
 from training.data.formats import KNOWN_FORMATS, RowProblem, detect_format, to_messages
 
 MAX_LINE_BYTES = 4 << 20
@@ -66,7 +67,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise RowProblem(f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeError as error:
-        raise RowProblem(f"not UTF-8 text: {error.reason}") from error
+        raise RowProblem(f"not UTF-8 text: {error}") from error
     except RecursionError as error:
         raise RowProblem("nested too deeply") from error
     if not isinstance(row, dict):

@@ -1,0 +1,212 @@
+"""The whole job on a toy model: real Ray Train, MLflow, OpenVINO and Ray Serve, one run shared by all tests here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+COLOURS = ["red", "green", "blue", "white"]
+
+
+def slipway(home: Path, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SLIPWAY_HOME": str(home)}
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False, **kwargs)
+
+
+def chat_row(number: int) -> dict[str, Any]:
+    colour = COLOURS[number % len(COLOURS)]
+    return {
+        "messages": [
+            {"role": "user", "content": f"lamp {number} {colour}"},
+            {"role": "assistant", "content": json.dumps({"name": "set", "arguments": {"colour": colour}})},
+        ]
+    }
+
+
+@pytest.fixture(scope="session")
+def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_base: Path, free_port: int) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    for name, numbers in (("train", range(0, 96)), ("heldout", range(100, 108))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(chat_row(number)) + "\n" for number in numbers))
+    spec = {
+        "name": "toy",
+        "base_model": f"file:{toy_base}",
+        "dataset": {"type": "files", "train": "train.jsonl", "heldout": "heldout.jsonl"},
+        "train": {"epochs": 1, "batch_rows": 8, "micro_batch_rows": 8, "lora": {"rank": 4}},
+        "evaluate": {"max_new_tokens": 8},
+        # An untrained toy knows nothing: what is tested here is the way through, not the score.
+        "gates": {"min_score": 0, "min_gain": -1, "max_quantization_drop": 1, "min_merge_agreement": 0},
+        "serve": {"port": free_port},
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.fixture(scope="session")
+def home(toy_spec: Path) -> Path:
+    return toy_spec.parent / "home"
+
+
+@pytest.fixture(scope="session")
+def report(toy_spec: Path, home: Path) -> dict[str, Any]:
+    done = slipway(home, "run", str(toy_spec), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower()
+    return dict(json.loads(done.stdout))
+
+
+def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
+    keys = {"run_id", "spec_fingerprint", "model", "scores", "gates", "parity", "receipt", "timings_s", "cost", "serving"}
+    assert keys <= set(report)
+    assert set(report["scores"]) == {"base", "adapter", "merged", "openvino-int8"}
+    score = report["scores"]["adapter"]["exact_match_json"]
+    assert score["n"] == 8
+    assert score["low"] <= score["value"] <= score["high"]
+    assert report["model"]["aliases"] == ["challenger", "champion"]
+    assert all(gate["passed"] for gate in report["gates"])
+
+
+def test_run_sends_one_real_request_and_keeps_its_answer(report: dict[str, Any]) -> None:
+    response = report["serving"]["sample_response"]
+    assert response["object"] == "chat.completion"
+    assert response["model"] == "toy"
+    assert response["usage"]["completion_tokens"] >= 1
+
+
+def test_run_leaves_no_process(report: dict[str, Any], home: Path) -> None:
+    assert report["run_id"]
+    left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if str(home) in " ".join(process.info["cmdline"] or [])]
+    assert left == []
+
+
+def test_run_is_one_mlflow_run_with_a_nested_run_a_step(report: dict[str, Any], home: Path) -> None:
+    from infra import tracking
+
+    client = tracking.client(f"sqlite:///{home}/mlflow.db")
+    parent = client.get_run(report["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["train.lora.rank"] == "4"
+    assert parent.inputs.dataset_inputs[0].dataset.name == "toy-rows"
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{report['run_id']}'")
+    assert {run.info.run_name for run in nested} == set(report["timings_s"])
+    assert all(run.info.status == "FINISHED" for run in nested)
+    train = next(run for run in nested if run.info.run_name == "train")
+    losses = [metric.value for metric in client.get_metric_history(train.info.run_id, "loss")]
+    assert losses[-1] < losses[0]
+    assert {"report.json", "receipt.json", "certificate.json"} <= {item.path for item in client.list_artifacts(report["run_id"])}
+
+
+def test_second_run_redoes_no_step(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    done = slipway(home, "run", str(toy_spec), "--json", "--no-serve")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert set(again["skipped"]) == set(again["timings_s"]) == set(report["timings_s"])
+    assert again["model"] == report["model"]
+    assert again["scores"] == report["scores"]
+
+
+def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    assert report["run_id"]
+    runs_before = sorted((home / "runs").iterdir())
+    done = slipway(home, "run", str(toy_spec), "--dry-run", "--json", "--set", "train.lora.rank=8")
+    will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
+    assert not will_run["rows@1"]
+    assert not will_run["predict-base@1"]
+    assert will_run["train@1"]
+    assert will_run["gate@1"]
+    assert sorted((home / "runs").iterdir()) == runs_before
+
+
+def test_gate_that_refuses_exits_3_and_leaves_the_champion(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    done = slipway(home, "run", str(toy_spec), "--set", "gates.min_score=1", "--set", "gates.min_slice_scores={absent: 0.5}")
+    assert done.returncode == 3
+    assert "exact_match_json of openvino-int8: 0.000, at least 1.000 needed" in done.stderr
+    assert "slice absent: not measured" in done.stderr
+    listed = json.loads(slipway(home, "status", "toy", "--json").stdout)["versions"]
+    assert [(version["version"], version["aliases"]) for version in listed] == [("1", ["challenger", "champion"])]
+
+
+def test_port_in_use_is_refused_before_any_step(toy_spec: Path, tmp_path: Path, busy_port: int) -> None:
+    done = slipway(tmp_path / "home", "run", str(toy_spec), "--set", f"serve.port={busy_port}")
+    assert done.returncode == 2
+    assert f"127.0.0.1:{busy_port} cannot be used" in done.stderr
+    assert not (tmp_path / "home" / "staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "empty"),
+        ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n{oops\n', "train.jsonl:2"),
+        ('{"messages": [{"role": "user", "content": "x"}]}\n', "assistant"),
+        ('{"foo": 1}\n', "messages"),
+    ],
+)
+def test_bad_dataset_exits_2_and_says_where(toy_spec: Path, tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(rows)
+    done = slipway(tmp_path / "home", "run", str(toy_spec), "--no-serve", "--set", f"dataset.train={tmp_path / 'train.jsonl'}")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.train=absent.jsonl", "absent.jsonl does not exist"),
+        ("base_model=file:/absent", "looked at /absent"),
+        ("base_model=package:absent/x.gguf", "'absent' is not installed"),
+        ("base_model=model", "file:PATH, package:DISTRIBUTION/FILE, hf:OWNER/NAME"),
+        ("trian.epochs=1", "did you mean 'train'"),
+    ],
+)
+def test_bad_spec_exits_2_and_says_what_to_do(toy_spec: Path, tmp_path: Path, override: str, message: str) -> None:
+    done = slipway(tmp_path / "home", "run", str(toy_spec), "--no-serve", "--set", override)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "home" / "staging").exists()
+
+
+def test_rows_longer_than_the_limit_are_counted_and_refused(toy_spec: Path, report: dict[str, Any], home: Path) -> None:
+    assert report["receipt"]
+    done = slipway(home, "run", str(toy_spec), "--no-serve", "--set", "data.max_tokens=8")
+    assert done.returncode == 2
+    assert "too_long" in done.stderr
+    assert "96" in done.stderr
+
+
+def test_ctrl_c_while_training_exits_130_and_a_later_run_resumes(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    assert report["run_id"]
+    change = ["--set", "train.seed=1", "--set", "train.epochs=200", "--set", "train.checkpoint_steps=1"]
+    environment = {**os.environ, "SLIPWAY_HOME": str(home)}
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(toy_spec), "--no-serve", *change]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_progress(home / "staging", steps=5)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command resumes" in stderr
+    plan = json.loads(slipway(home, "run", str(toy_spec), "--dry-run", "--json", *change).stdout)["steps"]
+    assert "resumes" in next(step["reason"] for step in plan if step["step"] == "train@1")
+
+
+def wait_for_progress(staging: Path, steps: int, timeout_s: float = 120) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        for path in staging.glob("train-*/progress.jsonl"):
+            lines = path.read_text().splitlines()
+            if len(lines) >= steps:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"training made no progress in {timeout_s} s")
