@@ -36,7 +36,7 @@ def test_order_reports_unknown_inputs_and_wrong_kinds_together() -> None:
 
 
 def test_order_of_a_circle_names_it() -> None:
-    with pytest.raises(ConfigError, match="circle: .*a.*b"):
+    with pytest.raises(ConfigError, match=r"circle: .*a.*b"):
         graph.ordered([node("a", b="dataset"), node("b", a="dataset")])
 
 
