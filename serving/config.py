@@ -35,8 +35,8 @@ class ServeConfig(Config):
     """Most new tokens one request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
     """New tokens where a request does not say."""
-    cache_gb: float = Field(1.0, gt=0)
-    """Memory of the KV cache of one replica, in GB."""
+    cache_gb: int = Field(1, ge=1)
+    """Memory of the KV cache of one replica, in whole GB."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest request body."""
     start_timeout_s: float = Field(120.0, gt=0)

@@ -12,7 +12,6 @@ from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json, require_free_space, sha256_file, sha256_json, write_json_atomic, write_text_atomic
 from infra.models import locate
 from infra.process import run_program
-
 from training.config import BaseJob
 from training.folders import fresh_folder
 from training.gguf import llama_config, read_gguf, write_llama_weights
@@ -97,7 +96,7 @@ def _foreign_json(path: Path) -> Any:
 def _context_tokens(folder: Path, config: dict[str, Any]) -> int:
     context = config.get("max_position_embeddings")
     if not isinstance(context, int):
-        raise ConfigError(f"{folder}: 'max_position_embeddings' is {context!r} in {CONFIG_NAME}; the model's context length is needed there.")
+        raise ConfigError(f"{folder}: 'max_position_embeddings' is {context!r} in {CONFIG_NAME}; the context length is needed there.")
     return context
 
 

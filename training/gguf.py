@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from infra.errors import ConfigError
 from numpy.typing import NDArray
 
+from infra.errors import ConfigError
 from training.weights import TensorSpec, safetensors_writer
 
 MAGIC = b"GGUF"
@@ -187,7 +187,7 @@ def _unpacked(gguf: GgufFile, names: Mapping[str, str]) -> Iterator[tuple[str, N
             raw = data[start : start + int(np.prod(tensor.shape[:-1])) * row_bytes].reshape(*tensor.shape[:-1], row_bytes)
             values = np.asarray(dequantize(raw, kind), dtype=np.float32)
         except (ValueError, KeyError, NotImplementedError) as error:
-            raise ConfigError(f"{gguf.path}: tensor {old!r} cannot be unpacked ({error}). Fetch the model again or use safetensors.") from error
+            raise ConfigError(f"{gguf.path}: tensor {old!r} cannot be unpacked ({error}). Use safetensors instead.") from error
         if not np.isfinite(values).all():
             raise ConfigError(f"{gguf.path}: tensor {old!r} holds values that are not finite. Fetch the model again.")
         yield new, values

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
-from infra.errors import ConfigError
-from infra.files import write_json_atomic, write_text_atomic
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 
+from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from infra.errors import ConfigError
+from infra.files import write_json_atomic, write_text_atomic
 from training.gguf import GgufFile
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SYSTEM", "SmartHomeOptions", "build", "draw_rows", "normalised"]
 
-SYSTEM = "You control a smart home. Answer with one JSON tool call and nothing else."
+SYSTEM = "Answer with one JSON tool call."
 
 HELD_OUT_TEMPLATE_SHARE = 0.15
 MIN_TEMPLATES_TO_HOLD_OUT = 3  # an intent with fewer keeps them all for training
@@ -67,9 +67,10 @@ def build(options: SmartHomeOptions, output_dir: Path) -> None:
     held_templates = [template for template in grammar.templates if template.id in held_out]
     unseen = sample("unseen_template", held_templates, num_unseen, lambda row: not row.templates & touched and row.facts <= learnt)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write(output_dir / "train.jsonl", [_line(row) for row in train], rng)
+    _write(output_dir / "train.jsonl", [_line(row) for row in _every_template_first(rng.sample(train, len(train)))])
     slices = (("seen_template", seen), ("unseen_template", unseen))
-    _write(output_dir / "heldout.jsonl", [_line(row) | {"slice": name} for name, rows in slices for row in rows], rng)
+    heldout = [_line(row) | {"slice": name} for name, rows in slices for row in rows]
+    _write(output_dir / "heldout.jsonl", rng.sample(heldout, len(heldout)))
 
 
 def normalised(utterance: str) -> str:
@@ -152,9 +153,15 @@ def _line(row: Row) -> dict[str, object]:
     return {"messages": [{"role": role, "content": content} for role, content in messages], "template": row.template}
 
 
-def _write(path: Path, lines: list[dict[str, object]], rng: random.Random) -> None:
-    shuffled = rng.sample(lines, len(lines))
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in shuffled), encoding="utf-8", newline="\n")
+def _every_template_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows with one of each template at the front, so that a run on the first part of them still sees every template."""
+    first: dict[str, Row] = {}
+    rest = [row for row in rows if first.setdefault(row.template, row) is not row]
+    return [*first.values(), *rest]
+
+
+def _write(path: Path, lines: Sequence[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8", newline="\n")
 
 
 def _too_few(name: str, found: int, needed: int) -> str:

@@ -1,7 +1,7 @@
 """What the server and the evaluation need of an engine, whichever library runs the model.
 
 - Token ids in, token ids out; text never enters an engine.
-- An engine never hangs a request: it ends with a finish reason, or raises EngineError.
+- An engine never hangs a request: it ends with a finish reason, or raises.
 - A consumer that stops iterating cancels its request.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from infra.config import Config
-from infra.errors import TransientError
+from infra.errors import ConfigError, TransientError
 
 FinishReason = Literal["stop", "length"]
 
@@ -21,8 +21,8 @@ class EngineError(TransientError):
     """The engine failed while this request ran, or had failed before; a restarted replica may answer it."""
 
 
-class PromptTooLongError(EngineError):
-    """The prompt does not fit into the engine's cache, however empty."""
+class RequestRefusedError(ConfigError):
+    """This engine can never answer this request, for example because its prompt is larger than the whole cache."""
 
 
 class Sampling(Config):
@@ -71,7 +71,7 @@ class Engine(Protocol):
         """Loads the model. Raises ArtifactError when the engine cannot read it."""
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        """The answer as it is made; closing the generator cancels the request. Raises EngineError."""
+        """The answer as it is made; closing the generator cancels the request. Raises EngineError and RequestRefusedError."""
 
     async def stop(self) -> None:
         """Ends every request with EngineError and frees the model."""

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 import random
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,24 @@ import numpy
 import openvino
 import openvino_genai
 
-from infra.errors import ArtifactError
-from serving.engines.base import Chunk, EngineError, Figures, FinishReason, PromptTooLongError, Sampling
+from infra.errors import ArtifactError, SlipwayError
+from serving.engines.base import Chunk, EngineError, Figures, FinishReason, RequestRefusedError, Sampling
 
-GREEDY_TEMPERATURE = 1e-4  # below this the division by the temperature leaves one token with all the mass
+GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 IDLE = Figures(num_running=0, num_waiting=0, cache_usage=0.0)
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """One request: its left half belongs to the event loop, `handle` to the stepping thread."""
+    """One request. Only the event loop touches it, but for `handle`, which is the stepping thread's."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    error: EngineError | None = None
-    is_cancelled: bool = False
+    error: SlipwayError | None = None
+    is_abandoned: bool = False
     handle: Any = None
 
 
@@ -49,20 +50,20 @@ class _News:
     request: _Request
     ids: list[int]
     finish_reason: FinishReason | None = None
-    error: EngineError | None = None
+    error: SlipwayError | None = None
 
 
 class OpenVinoEngine:
     """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache."""
 
-    def __init__(self, model_dir: Path, max_running_requests: int, cache_gb: float, num_threads: int | None = None) -> None:
+    def __init__(self, model_dir: Path, max_running_requests: int, cache_gb: int, num_threads: int | None = None) -> None:
         self._model_dir = model_dir
         self._max_running_requests = max_running_requests
         self._cache_gb = cache_gb
         self._num_threads = num_threads
         self._mailbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._active: list[_Request] = []
-        self._request_ids = itertools.count()
+        self._active: dict[int, _Request] = {}
+        self._numbers = itertools.count()
         self._failure: str | None = "the engine is not started"
         self._figures = IDLE
         self._pipeline: Any = None
@@ -93,27 +94,28 @@ class OpenVinoEngine:
         return self._figures
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        """The answer as it is made; closing the generator cancels the request. Raises EngineError."""
-        if self._failure is not None:
-            raise EngineError(self._failure)
+        """The answer as it is made; closing the generator cancels the request. Raises EngineError and RequestRefusedError."""
         request = _Request(prompt_ids, sampling)
         self._mailbox.put(request)
+        # Looked at after the put: a thread that dies sets its failure first and empties the mailbox then.
+        if self._failure is not None:
+            raise EngineError(self._failure)
         try:
             while request.finish_reason is None:
                 await request.arrived.wait()
                 request.arrived.clear()
-                ids, request.ids = request.ids, []
                 if request.error is not None:
                     raise request.error
+                ids, request.ids = request.ids, []
                 yield Chunk(ids, request.finish_reason)
         finally:
             if request.finish_reason is None and request.error is None:
-                request.is_cancelled = True
+                request.is_abandoned = True
                 self._mailbox.put(request)
 
     def _load(self) -> Any:
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = max(1, round(self._cache_gb))
+        scheduler.cache_size = self._cache_gb
         scheduler.max_num_seqs = self._max_running_requests
         scheduler.enable_prefix_caching = True
         properties = {"INFERENCE_NUM_THREADS": self._num_threads} if self._num_threads else {}
@@ -123,56 +125,117 @@ class OpenVinoEngine:
             raise ArtifactError(f"{self._model_dir}: OpenVINO cannot load it: {error}. Run the quantize step again.") from error
 
     def _run(self) -> None:
-        """The stepping thread: until stopped, or until the pipeline fails."""
+        """The stepping thread: until told to stop, or until the pipeline fails."""
         reason = "the engine was stopped"
         try:
             while self._take_mail():
                 self._pipeline.step()
-                self._hand_over([news for request in self._active if (news := _read(request)) is not None])
+                self._hand_over([_read(request) for request in self._active.values() if _has_news(request)])
+                self._note_figures()
+            self._drop_all()
         except Exception as error:  # a thread's edge: whatever the pipeline raises must reach the requests that wait
             reason = f"the engine failed: {type(error).__name__}: {error}"
         self._failure = reason
         self._figures = IDLE
-        self._hand_over([_News(request, [], error=EngineError(reason)) for request in (*self._active, *self._late_mail())])
+        self._hand_over([_News(request, [], error=EngineError(reason)) for request in (*self._active.values(), *self._late_mail())])
 
     def _take_mail(self) -> bool:
-        """Admits and cancels what the event loop asked for; waits while there is nothing to step. False on the word to stop."""
+        """Admits and cancels as the event loop asked; waits while there is nothing to step. False on the word to stop."""
         while True:
             try:
-                request = self._mailbox.get(block=not self._active)
+                request = self._mailbox.get(block=not self._pipeline.has_non_finished_requests())
             except queue.Empty:
                 return True
             if request is None:
                 return False
-            if request.is_cancelled:
-                self._cancel(request)
-            else:
+            if not request.is_abandoned:
                 self._admit(request)
+            elif self._active.pop(id(request), None) is not None:
+                request.handle.cancel()  # the next step drops it and frees its cache
+
+    def _drop_all(self) -> None:
+        """Frees what the running requests hold; the pipeline's destructor reports it as a leak otherwise."""
+        for request in self._active.values():
+            request.handle.cancel()
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+
+    def _late_mail(self) -> Iterable[_Request]:
+        """What lies in the mailbox when the thread ends."""
+        while not self._mailbox.empty():
+            if (request := self._mailbox.get()) is not None:
+                yield request
 
     def _admit(self, request: _Request) -> None:
-        ids = numpy.asarray([request.prompt_ids], dtype=numpy.int64)
+        ids = openvino.Tensor(numpy.asarray([request.prompt_ids], dtype=numpy.int64))
         try:
-            request.handle = self._pipeline.add_request(next(self._request_ids), openvino.Tensor(ids), _generation_config(request.sampling))
-        except RuntimeError as error:  # refuses this one request (a setting, its length); the others go on
-            self._hand_over([_News(request, [], error=EngineError(f"the engine refuses this request: {error}"))])
-            return
-        self._active.append(request)
-
-    def _cancel(self, request: _Request) -> None:
-        if request in self._active:
-            request.handle.cancel()
-            self._active.remove(request)
-            # The pipeline drops cancelled requests, and frees their cache, only in a step.
-            self._pipeline.step()
-            self._note_figures()
+            request.handle = self._pipeline.add_request(next(self._numbers), ids, _generation_config(request.sampling))
+        except RuntimeError as error:  # refuses this one request; the others go on
+            self._hand_over([_News(request, [], error=RequestRefusedError(f"the engine refuses this request: {error}"))])
+        else:
+            self._active[id(request)] = request
 
     def _hand_over(self, news: list[_News]) -> None:
-        """Gives the news of one step to the event loop in one call."""
-        self._active = [request for request in self._active if not any(item.request is request and _is_last(item) for item in news)]
-        self._note_figures()
-        if not news:
-            return
-        try:
-            self._loop.call_soon_threadsafe(_deliver, news)
-        except RuntimeError:  # the loop is closed, so nobody waits for the answers
-            self._active.clear()
+        """Gives the news of one step to the event loop, in one call for all requests."""
+        for item in news:
+            if item.finish_reason is not None or item.error is not None:
+                self._active.pop(id(item.request), None)
+        if news:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_deliver, news)
+
+    def _note_figures(self) -> None:
+        metrics = self._pipeline.get_metrics()
+        num_running = min(metrics.scheduled_requests, len(self._active))
+        self._figures = Figures(num_running, len(self._active) - num_running, metrics.cache_usage / 100)
+
+
+def _deliver(news: list[_News]) -> None:
+    """Runs on the event loop: joins what each request got to what it has not yet taken."""
+    for item in news:
+        item.request.ids.extend(item.ids)
+        item.request.finish_reason = item.finish_reason
+        item.request.error = item.error
+        item.request.arrived.set()
+
+
+def _has_news(request: _Request) -> bool:
+    return bool(request.handle.can_read() or request.handle.get_status() != openvino_genai.GenerationStatus.RUNNING)
+
+
+def _read(request: _Request) -> _News:
+    """The tokens that the last step made for `request`."""
+    ids: list[int] = []
+    reason = openvino_genai.GenerationFinishReason.NONE
+    while request.handle.can_read():
+        for output in request.handle.read().values():  # one sequence, or none where the request was dropped
+            ids += output.generated_ids
+            reason = output.finish_reason
+    if reason == openvino_genai.GenerationFinishReason.LENGTH:
+        return _News(request, ids, "length")
+    if reason == openvino_genai.GenerationFinishReason.STOP:
+        return _News(request, ids[:-1] if ids and ids[-1] in request.sampling.stop_ids else ids, "stop")
+    if request.handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
+        text = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
+        return _News(request, ids, error=RequestRefusedError(text))
+    return _News(request, ids)
+
+
+def _generation_config(sampling: Sampling) -> Any:
+    is_greedy = sampling.temperature < GREEDY_TEMPERATURE
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=not is_greedy,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        stop_token_ids=set(sampling.stop_ids),
+        ignore_eos=not sampling.stop_ids,
+    )
+    if not is_greedy:
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        # OpenVINO starts every request at seed 0, which would give all users the same "random" answer.
+        config.rng_seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+        if sampling.top_k is not None:
+            config.top_k = sampling.top_k
+    return config

@@ -94,7 +94,9 @@ def _export(model_dir: Path, target: Path) -> None:
             model=model, exporter="openvino", task=TASK, library_name="transformers"
         )
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{model_dir}: optimum-intel has no export of {model_type!r} models: {error}. Choose another base model.") from error
+        raise ConfigError(
+            f"{model_dir}: optimum-intel has no export of {model_type!r} models: {error}. Choose another base model."
+        ) from error
     export(model, make_config(model.config, use_past=True, use_past_in_inputs=True), target, stateful=True)
 
 

@@ -220,3 +220,8 @@ def test_house_names_have_one_domain_and_hold_no_area() -> None:
     assert len(set(spoken)) == len(spoken)
     assert not [name for name in spoken if any(area in name for area in AREAS)]
     assert set(ALIASES) <= set(spoken)
+
+
+def test_build_first_training_rows_hold_every_template(train: Rows) -> None:
+    templates = {row["template"] for row in train}
+    assert {row["template"] for row in train[: len(templates)]} == templates

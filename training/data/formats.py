@@ -12,8 +12,14 @@ Messages = list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "tool": "tool", "observation": "tool",
-}  # fmt: skip
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
 KNOWN_FORMATS = """known formats are
   messages           {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
   prompt_completion  {"prompt": "...", "completion": "..."}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigError
-
 from training.data.formats import KNOWN_FORMATS, RowProblem, detect_format, to_messages
 
 MAX_LINE_BYTES = 4 << 20

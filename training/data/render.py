@@ -19,7 +19,6 @@ from infra.contracts import ModelFacts, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError
 from infra.files import write_json_atomic
 from infra.process import Progress, run_program
-
 from training.config import RenderJob
 from training.data.rows import HELDOUT_NAME, TRAIN_NAME
 from training.data.tokens import TokenRow, write_token_rows

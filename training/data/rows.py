@@ -13,7 +13,6 @@ from infra.contracts import write_manifest
 from infra.errors import ConfigError
 from infra.files import require_free_space, sha256_json, write_json_atomic
 from infra.process import run_program
-
 from training.config import RowsJob
 from training.data.reading import read_rows
 from training.folders import fresh_folder

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from infra.errors import ArtifactError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from infra.errors import ArtifactError
 
 
 @dataclass(frozen=True)

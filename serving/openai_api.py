@@ -1,0 +1,216 @@
+"""The OpenAI API over HTTP: routes, bodies, errors and disconnects; everything decided lies in `serving.service`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import ApiError
+from serving.metrics import Metrics
+from serving.openai_format import AnswerFormat, Endpoint, Usage, error_event
+from serving.openai_schema import ChatRequest, CompletionRequest, SamplingRequest, parse_request
+from serving.service import Order, Piece, ServedModel, Service
+
+CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody receives it, but the metrics count it
+EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+def build_api(service: Service) -> FastAPI:
+    """The routes in front of `service`."""
+    api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
+    handlers = _Handlers(service)
+    for method, path, handler in (
+        ("POST", "/v1/chat/completions", handlers.chat),
+        ("POST", "/v1/completions", handlers.completion),
+        ("GET", "/v1/models", handlers.models),
+        ("GET", "/v1/models/{name:path}", handlers.model),
+        ("GET", "/health", handlers.health),
+        ("GET", "/metrics", handlers.metrics),
+    ):
+        api.add_api_route(path, handler, methods=[method], response_model=None)
+    api.add_exception_handler(ApiError, _on_api_error)
+    api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(ClientDisconnect, _on_disconnect)
+    api.add_exception_handler(Exception, _on_crash)
+    api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(route.path for route in api.routes if hasattr(route, "path")))
+    return api
+
+
+class _Handlers:
+    """One method a route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def chat(self, request: Request) -> Response:
+        order = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        return self._answer("chat", order, await self._service.chat_order(order))
+
+    async def completion(self, request: Request) -> Response:
+        order = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        return self._answer("completion", order, await self._service.completion_order(order))
+
+    async def models(self) -> Response:
+        return JSONResponse({"object": "list", "data": [_model_body(self._service.model)]})
+
+    async def model(self, name: str) -> Response:
+        if name != self._service.model.name:
+            message = f"the model {name!r} does not exist here; {self._service.model.name!r} is served."
+            raise ApiError(message, 404, param="model", code="model_not_found")
+        return JSONResponse(_model_body(self._service.model))
+
+    async def health(self) -> Response:
+        failure = self._service.engine.failure
+        if failure is not None:
+            raise ApiError(failure, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        return Response(generate_latest(self._service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order) -> Response:
+        answer = AnswerFormat(endpoint, self._service.model, request.includes_usage)
+        write = _write_events if request.stream else _write_body
+        return _WhileConnected(lambda send: write(self._service.answer(order), answer, len(order.prompt_ids), send))
+
+
+class _WhileConnected(Response):
+    """Runs `write` until it is done or the client is gone, whichever comes first; a client that leaves cancels the generation."""
+
+    def __init__(self, write: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
+        super().__init__()
+        self._write = write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._write(send))
+        watch = asyncio.create_task(_until_disconnect(receive))
+        try:
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            watch.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _write_body(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send) -> None:
+    """Sends the answer as one JSON body. Raises ApiError before anything is sent."""
+    texts, num_generated = [], 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            texts.append(piece.text)
+            num_generated += piece.num_tokens
+    assert piece.finish_reason is not None, "an answer ends with a finish reason or raises"
+    body = JSONResponse(answer.body("".join(texts), piece.finish_reason, Usage(num_prompt, num_generated)))
+    await send({"type": "http.response.start", "status": 200, "headers": body.raw_headers})
+    await send({"type": "http.response.body", "body": body.body})
+
+
+async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send) -> None:
+    """Sends the answer as server-sent events. Raises ApiError before the first; a later error becomes an event of its own."""
+    num_generated, has_begun = 0, False
+    async with aclosing(pieces):
+        try:
+            async for piece in pieces:
+                if not has_begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
+                    has_begun = True
+                num_generated += piece.num_tokens
+                if piece.text or piece.finish_reason:
+                    event = answer.event(piece.text, piece.finish_reason)
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            ending = answer.last_events(Usage(num_prompt, num_generated))
+        except ApiError as error:
+            if not has_begun:
+                raise
+            ending = error_event(error.body)
+    await send({"type": "http.response.body", "body": ending})
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body. Raises ApiError 415 or 413, the latter before more than `max_bytes` are held."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiError(f"the body is sent as {media_type!r}; application/json is needed.", 415)
+    declared = request.headers.get("content-length", "0")
+    body = bytearray()
+    too_large = ApiError(f"the body is larger than {max_bytes} bytes, the most that is read. Send less.", 413)
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _model_body(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "slipway",
+        "max_model_len": model.context_tokens,
+        "system_fingerprint": model.fingerprint,
+    }
+
+
+async def _on_api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}. GET /v1/models shows what is served."
+    return JSONResponse(ApiError(message, error.status_code).body, error.status_code, headers=error.headers)
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE_STATUS)
+
+
+async def _on_crash(_request: Request, error: Exception) -> Response:
+    return JSONResponse(ApiError(f"the server failed on this request: {type(error).__name__}", 500).body, 500)
+
+
+class _CountRequests:
+    """Counts every request by path and status; unknown paths share one label, so that a scanner cannot fill the registry."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_GONE_STATUS
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests.labels(path=path, status=str(status)).inc()
