@@ -1,9 +1,9 @@
-"""The model as one Ray Serve deployment."""
+"""The model as one Ray Serve deployment.
+
+The replica loads neither torch nor transformers: the engine reads OpenVINO's own format and the codec needs `tokenizers` only.
+"""
 
 from __future__ import annotations
-
-import json
-from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -11,5 +11,69 @@ from ray.serve import Application
 
 from infra.chat import load_codec
 from infra.contracts import read_manifest
-from infra.errors import ArtifactError, EngineError
+from infra.errors import ArtifactError
+from infra.files import read_json
 from serving.config import ServeJob
+from serving.engines.base import EngineError
+from serving.metrics import make_metrics
+from serving.openai_api import build_api
+from serving.service import ServedModel, Service
+
+DEPLOYMENT_NAME = "model"
+# Ray Serve must never be the one to queue: it would hold what our own limit is to refuse, and health checks with it.
+SPARE_REQUESTS = 1024
+
+
+def build_app(job: ServeJob) -> Application:
+    """The Ray Serve application of one model; nothing is loaded before a replica starts."""
+    serve_config = job.serve
+    deployment = serve.deployment(
+        OpenAIServer,
+        name=DEPLOYMENT_NAME,
+        num_replicas=serve_config.num_replicas,
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
+        max_ongoing_requests=serve_config.max_running_requests + serve_config.max_queued_requests + SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5.0,
+    )
+    return deployment.bind(job.model_dump_json())
+
+
+def read_served_model(job: ServeJob) -> ServedModel:
+    """The facts of the model folder that the API needs. Raises ArtifactError where its manifest has none."""
+    manifest = read_manifest(job.model_dir)
+    if manifest.model is None:
+        raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the quantize step again.")
+    return ServedModel(
+        name=job.model_name,
+        fingerprint=f"fp_{manifest.digest[:16]}",
+        context_tokens=manifest.model.context_tokens,
+        vocabulary_tokens=int(read_json(job.model_dir / "config.json")["vocab_size"]),
+        stop_ids=manifest.model.stop_ids,
+        created_s=int((job.model_dir / "manifest.json").stat().st_mtime),
+    )
+
+
+@serve.ingress()
+class OpenAIServer:
+    """One replica: an engine, and the API in front of it."""
+
+    async def __init__(self, job_json: str) -> None:
+        from serving.engines.openvino import OpenVinoEngine  # half a second that only the replica should spend
+
+        job = ServeJob.model_validate_json(job_json)
+        model = read_served_model(job)
+        limits = job.serve
+        self._engine = OpenVinoEngine(job.model_dir, limits.max_running_requests, limits.cache_gb, limits.cpus_per_replica)
+        metrics = make_metrics(model.name, self._engine)
+        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics)
+        await self._engine.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
+        return build_api(self._service)
+
+    async def check_health(self) -> None:
+        """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""
+        if self._engine.failure is not None:
+            raise EngineError(self._engine.failure)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from serving.engines.base import Engine
 
@@ -19,6 +18,7 @@ REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60, 120)
 class Metrics:
     """The figures of one model on one replica."""
 
+    model_name: str
     registry: CollectorRegistry
     requests: Counter
     prompt_tokens: Counter
@@ -40,19 +40,18 @@ def make_metrics(model_name: str, engine: Engine) -> Metrics:
         return Histogram(name, text, ["model"], registry=registry, buckets=buckets).labels(model=model_name)
 
     return Metrics(
+        model_name=model_name,
         registry=registry,
-        requests=Counter("slipway_requests_total", "Requests by path and HTTP status.", ["path", "status", "model"], registry=registry),
+        requests=Counter("slipway_requests_total", "Requests by path and HTTP status.", ["model", "path", "status"], registry=registry),
         prompt_tokens=counter("slipway_prompt_tokens_total", "Tokens of the prompts taken."),
         generated_tokens=counter("slipway_generated_tokens_total", "Tokens made."),
         first_token=histogram("slipway_time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_BUCKETS_S),
-        between_tokens=histogram(
-            "slipway_inter_token_seconds", "Between two tokens of one answer; the mean of those that arrive together.", BETWEEN_TOKENS_BUCKETS_S
-        ),
+        between_tokens=histogram("slipway_inter_token_seconds", "Mean time a token since the last chunk.", BETWEEN_TOKENS_BUCKETS_S),
         request_duration=histogram("slipway_request_duration_seconds", "From request to last token.", REQUEST_BUCKETS_S),
     )
 
 
-class _EngineCollector(Collector):
+class _EngineCollector:
     """Asks the engine when Prometheus asks us."""
 
     def __init__(self, model_name: str, engine: Engine) -> None:

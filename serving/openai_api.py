@@ -28,20 +28,21 @@ def build_api(service: Service) -> FastAPI:
     """The routes in front of `service`."""
     api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
     handlers = _Handlers(service)
-    for method, path, handler in (
+    routes = (
         ("POST", "/v1/chat/completions", handlers.chat),
         ("POST", "/v1/completions", handlers.completion),
         ("GET", "/v1/models", handlers.models),
         ("GET", "/v1/models/{name:path}", handlers.model),
         ("GET", "/health", handlers.health),
         ("GET", "/metrics", handlers.metrics),
-    ):
+    )
+    for method, path, handler in routes:
         api.add_api_route(path, handler, methods=[method], response_model=None)
     api.add_exception_handler(ApiError, _on_api_error)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(Exception, _on_crash)
-    api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(route.path for route in api.routes if hasattr(route, "path")))
+    api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(path for _, path, _ in routes))
     return api
 
 
@@ -213,4 +214,4 @@ class _CountRequests:
             await self._app(scope, receive, note_status)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(path=path, status=str(status)).inc()
+            self._metrics.requests.labels(model=self._metrics.model_name, path=path, status=str(status)).inc()

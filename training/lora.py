@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from infra.errors import ArtifactError, ConfigError
+from training.adapter import PEFT_PREFIX
 
-PEFT_PREFIX = "base_model.model."
 
-
-class LoraProduct(torch.autograd.Function):
+class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
     """x (tokens, in), W (out, in), A (rank, in), B (out, rank) -> (tokens, out); no gradient for W."""
 
     @staticmethod
@@ -45,7 +44,7 @@ class LoraProduct(torch.autograd.Function):
         return dx, None, None, dlow.t() @ x, (dy.t() @ low).mul_(ctx.scale), None
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(nn.Module):  # type: ignore[misc]
     """A frozen linear layer with an adapter."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
@@ -146,6 +145,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = {peft_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     different = sorted(set(own) ^ set(tensors))
     if different or any(own[name].shape != tensors[name].shape for name in own):
-        raise ArtifactError(f"the adapter's tensors do not fit this model ({different[:3] or 'shapes differ'}). Train it again on this base.")
+        problem = different[:3] or "shapes differ"
+        raise ArtifactError(f"the adapter's tensors do not fit this model ({problem}). Train it again on this base.")
     for name, parameter in own.items():
         parameter.data.copy_(tensors[name])

@@ -28,9 +28,9 @@ class Pack:
     """(1, T) position of each token in its own row."""
     prefix_tokens: int
     padded_places: Tensor
-    """(R * L) place in the pack of each token of each row; padding repeats the row's last token."""
+    """(R * L) place in the pack of each token of the padded rows, -1 for padding."""
     packed_places: Tensor
-    """(T - prefix) place of each token in the padded rows, the inverse of `padded_places`."""
+    """(T) place in the padded rows of each token of the pack, -1 for the prefix: the inverse of `padded_places`."""
     num_rows: int
     predicting_places: Tensor
     """(S) places whose next token is supervised."""
@@ -58,8 +58,10 @@ def make_pack(rows: Sequence[TokenRow]) -> Pack:
     for tokens in inputs:
         starts.append(starts[-1] + len(tokens))
     longest = max(len(tokens) for tokens in inputs)
-    padded = [[start + min(place, len(tokens) - 1) for place in range(longest)] for start, tokens in zip(starts, inputs, strict=False)]
-    packed = [index * longest + place for index, tokens in enumerate(inputs) for place in range(len(tokens))]
+    padded = [
+        [start + place if place < len(tokens) else -1 for place in range(longest)] for start, tokens in zip(starts[:-1], inputs, strict=True)
+    ]
+    packed = [-1] * prefix + [index * longest + place for index, tokens in enumerate(inputs) for place in range(len(tokens))]
     positions = [*range(prefix), *(prefix + place for tokens in inputs for place in range(len(tokens)))]
     return Pack(
         ids=torch.tensor([[*rows[0].ids[:prefix], *(token for tokens in inputs for token in tokens)]]),

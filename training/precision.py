@@ -20,7 +20,7 @@ def compute_dtype(precision: Literal["auto", "bf16", "fp32"]) -> torch.dtype:
 def has_bf16_products() -> bool:
     """Whether the processor has matrix or dot-product instructions for bf16."""
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_tile", "sve_bf16", "bf16"))
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -31,11 +31,11 @@ __all__ = ["SYSTEM", "SmartHomeOptions", "build", "draw_rows", "normalised"]
 
 SYSTEM = "Answer with one JSON tool call."
 
-HELD_OUT_TEMPLATE_SHARE = 0.15
+HELD_OUT_TEMPLATE_SHARE = 0.2
 MIN_TEMPLATES_TO_HOLD_OUT = 3  # an intent with fewer keeps them all for training
-MAX_INTENT_SHARE = 0.12  # of the rows of one draw
+MAX_INTENT_SHARE = 0.25  # of the rows of one draw
 MAX_TEMPLATE_SHARE = 0.01  # of the rows of one draw
-MIN_CAP_ROWS = 4
+MIN_CAP_ROWS = 6
 TRIES_PER_ROW = 8
 
 

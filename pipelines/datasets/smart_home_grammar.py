@@ -23,7 +23,7 @@ from hassil.intents import Intent, IntentData, RangeSlotList, SlotList, TextSlot
 from hassil.recognize import RecognizeResult
 from hassil.util import normalize_for_matching
 
-from pipelines.datasets.smart_home_house import ALIASES, AREAS, DEVICES, FLOORS, FREE_TEXT, NARROWED_RANGES
+from pipelines.datasets.smart_home_house import ALIASES, AREAS, DEVICES, FLOORS, FREE_TEXT, INTENTS, NARROWED_RANGES
 
 SPEAKER_AREA = "speaker area"  # stands for a room that the utterance does not mention
 
@@ -82,7 +82,7 @@ def load() -> Grammar:
             for sentence in block.sentences:
                 needed = sentence.get_required_clauses({**intents.expansion_rules, **block.expansion_rules})
                 required.append(frozenset(clause_ids.setdefault(clause, len(clause_ids)) for clause in needed))
-                if not _needs_speaker_area(block):
+                if name in INTENTS and not _needs_speaker_area(block):
                     _add_template(templates, name, sentence, block)
             blocks.append((name, block, tuple(required)))
     return Grammar(intents, {**intents.slot_lists, **_house_lists()}, tuple(templates.values()), tuple(clause_ids), tuple(blocks))
@@ -94,11 +94,11 @@ def draw(grammar: Grammar, template: Template, rng: random.Random) -> str:
 
 
 def label(grammar: Grammar, utterance: str, template: Template) -> Row | None:
-    """The utterance with its label, or None when the parser refuses it or it has more than one meaning."""
+    """The utterance with its label, or None when the parser refuses it, the house cannot do it, or it has more than one meaning."""
     intents = _narrowed(grammar, utterance)
     results = list(recognize_all(utterance, intents, slot_lists=grammar.slot_lists, intent_context={"area": SPEAKER_AREA}))
     best = recognize_best(utterance, _only(intents, results), slot_lists=grammar.slot_lists)
-    if best is None:
+    if best is None or best.intent.name not in INTENTS:
         return None
     answer = _answer(best)
     if any(_rank(result) <= _rank(best) and _answer(result) != answer for result in results):

@@ -7,6 +7,30 @@ a device belongs to one domain, and the domain decides which sentences may name 
 
 from __future__ import annotations
 
+INTENTS = frozenset(
+    {
+        "HassClimateGetTemperature",
+        "HassClimateSetTemperature",
+        "HassFanSetSpeed",
+        "HassGetCurrentDate",
+        "HassGetCurrentTime",
+        "HassGetWeather",
+        "HassLightSet",
+        "HassMediaNext",
+        "HassMediaPause",
+        "HassMediaUnpause",
+        "HassSetPosition",
+        "HassSetVolume",
+        "HassShoppingListAddItem",
+        "HassTurnOff",
+        "HassTurnOn",
+        "HassVacuumReturnToBase",
+        "HassVacuumStart",
+    }
+)
+"""What this house can do. The grammar knows 42 intents, half of its templates for arithmetic on timers and questions about states;
+a 135M model learnt all 42 to an exact match of only 0.53 from 1,000 rows, which is what a laptop trains in minutes."""
+
 AREAS = (
     "kitchen",
     "living room",

@@ -30,7 +30,7 @@ def step(spec: Spec) -> Step:
     dataset = spec.dataset
     if isinstance(dataset, SmartHomeDataset):
         options = SmartHomeOptions(**dataset.model_dump(exclude={"type"}))
-        return Step("rows", 2, "dataset", options, _build_smart_home)
+        return Step("rows", 1, "dataset", options, _build_smart_home)
     digests = {}
     for role, path in (("train", dataset.train), ("heldout", dataset.heldout)):
         if path is None:

@@ -130,10 +130,10 @@ def test_build_label_is_what_the_whole_parser_says(grammar: Grammar, train: Rows
 
 def test_build_no_intent_swamps_and_rare_ones_count(train: Rows) -> None:
     intents = Counter(call(row)["name"] for row in train)
-    assert len(intents) >= 40  # of 42
-    assert max(intents.values()) <= 0.12 * len(train)
-    assert intents["HassBroadcast"] >= 2  # one template of 862
-    assert max(Counter(row["template"] for row in train).values()) <= 4  # 1 % of 400
+    assert len(intents) == 17
+    assert max(intents.values()) <= 0.25 * len(train)
+    assert intents["HassVacuumReturnToBase"] >= 4  # one template of 260
+    assert max(Counter(row["template"] for row in train).values()) <= 6  # the least cap; 1 % of 400 is 4
 
 
 def test_draw_rows_one_intent_or_one_template_alone_is_capped(grammar: Grammar) -> None:
@@ -141,8 +141,8 @@ def test_draw_rows_one_intent_or_one_template_alone_is_capped(grammar: Grammar) 
         return len(draw_rows(grammar, templates, 100, random.Random(0), set(), lambda row: True))
 
     own = [template for template in grammar.templates if template.intent == "HassTurnOn"]
-    assert drawn(own) == 12  # 12 % of 100
-    assert drawn([template_of(grammar, "HassTurnOn", "<turn> on [<the>] {name}")]) == 4  # the least that a cap may be
+    assert drawn(own) == 25  # 25 % of 100
+    assert drawn([template_of(grammar, "HassTurnOn", "<turn> on [<the>] {name}")]) == 6  # the least that a cap may be
 
 
 def test_build_slot_values_vary(train: Rows) -> None:
@@ -170,8 +170,8 @@ def test_build_no_unseen_share_gives_seen_rows_only(tmp_path: Path) -> None:
 
 
 def test_build_more_rows_than_exist_says_found_needed_and_what_to_do(tmp_path: Path) -> None:
-    # Two training rows have two templates, and one template gives at most four rows of so few.
-    with pytest.raises(ConfigError, match=r"Found \d distinct seen_template rows; 40 are needed\. Lower heldout_rows, "):
+    # Two training rows have two templates, and one template gives at most six rows of so few.
+    with pytest.raises(ConfigError, match=r"Found \d+ distinct seen_template rows; 40 are needed\. Lower heldout_rows, "):
         build(SmartHomeOptions(train_rows=2, heldout_rows=40, unseen_share=0.0), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -181,10 +181,6 @@ def test_build_more_rows_than_exist_says_found_needed_and_what_to_do(tmp_path: P
     [
         # Only the room of the speaker says which lights.
         ("HassTurnOff", "<turn> (off|out) <all> <light> [<everywhere>]", "turn off the lights"),
-        # A question about the house, but an order where the room is known.
-        ("HassGetState", "<are_all> fan[s] {on_off_states:state}", "each fans off"),
-        # The garage doors, or the doors in the garage: two readings of the same rank.
-        ("HassGetState", "<are_any> {cover_classes:device_class} {cover_states:state}", "some garage doors closed"),
         ("HassTurnOn", "<turn> on [<the>] {name}", "open sesame"),
     ],
 )

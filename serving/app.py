@@ -1,0 +1,179 @@
+"""Serves one model folder until told to stop: checks first, then a local Ray, then one Ray Serve application.
+
+- Everything that can be wrong with the input is found before Ray starts.
+- However it ends (SIGTERM, Ctrl-C, an error, even during start-up), no process of the session is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.contracts import verify
+from infra.errors import ConfigError, TransientError
+from infra.files import write_json_atomic
+from infra.process import run_program
+from serving.config import ServeConfig, ServeJob
+from serving.process_tree import adopt_orphans, end_children
+
+READY_NAME = "serving.json"
+POLL_S = 0.05
+LOOK_S = 3.0  # one look at the application's status costs the driver 0.2 s of computing, so it is asked for rarely
+OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens never pass through the object store
+
+
+def run(job: ServeJob) -> None:
+    """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
+
+    Raises ArtifactError, ConfigError (a port in use, too few cores) before Ray starts, TransientError when start-up takes too long.
+    """
+    started_s = time.time()
+    verify(job.model_dir, ("quantized",))
+    _require_free_port(job.serve.host, job.serve.port)
+    job = _with_cores(job)
+    ready_file = job.output_dir / READY_NAME
+    ready_file.unlink(missing_ok=True)
+    adopt_orphans()
+    is_ready = False
+    try:
+        _start(job)
+        _write_ready(ready_file, job, started_s)
+        is_ready = True
+        _wait_for_ever()
+    except KeyboardInterrupt:
+        if not is_ready:
+            raise
+    finally:
+        ready_file.unlink(missing_ok=True)
+        _stop(is_ready)
+
+
+def _require_free_port(host: str, port: int) -> None:
+    """Raises ConfigError when nothing can listen on the address; a server of the moment before, in TIME_WAIT, does no harm."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"port {port} in use on {host} ({error}). Stop what listens there, or set serve.port to another.") from error
+
+
+def _with_cores(job: ServeJob) -> ServeJob:
+    """The job with the cores of one replica settled. Raises ConfigError when this machine has too few."""
+    num_cores = os.cpu_count() or 1
+    num_replicas = job.serve.num_replicas
+    wanted = job.serve.cpus_per_replica or max(1, num_cores // num_replicas)
+    if wanted * num_replicas > num_cores:
+        raise ConfigError(
+            f"{num_replicas} replicas with {wanted} cores each need {wanted * num_replicas} cores; this machine has {num_cores}. "
+            "Lower serve.num_replicas or serve.cpus_per_replica."
+        )
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
+
+
+def _start(job: ServeJob) -> None:
+    """Starts Ray and the application and waits until it answers. Raises TransientError."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "TOKENIZERS_PARALLELISM": "false"})
+    import ray
+
+    deadline_s = time.monotonic() + job.serve.start_timeout_s
+    ray.init(
+        address="local",
+        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.num_replicas,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
+    from ray import serve
+
+    from serving.deployment import build_app
+
+    serve.start(http_options={"host": job.serve.host, "port": job.serve.port})
+    serve.run_many([serve.RunTarget(build_app(job))], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+    _wait_until_healthy(url(job.serve), deadline_s)
+
+
+def _wait_until_healthy(base_url: str, deadline_s: float) -> None:
+    """Returns once `/health` answers 200. Raises TransientError when the application fails or `deadline_s` (monotonic clock) passes."""
+    next_look_s = time.monotonic() + LOOK_S
+    while not _is_healthy(base_url):
+        now_s = time.monotonic()
+        if now_s > deadline_s:
+            raise TransientError("the model is not ready in time. Raise serve.start_timeout_s, or free some cores.")
+        if now_s > next_look_s:
+            _require_no_failure()
+            next_look_s = time.monotonic() + LOOK_S
+        time.sleep(POLL_S)
+
+
+def _is_healthy(base_url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{base_url}/health", timeout=LOOK_S) as response:
+            return bool(response.status == 200)
+    except OSError:  # refused, or answered with another status: not ready yet
+        return False
+
+
+def _require_no_failure() -> None:
+    """Raises TransientError when Ray Serve has given the application up."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    for application in serve.status().applications.values():
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            reasons = "; ".join(deployment.message for deployment in application.deployments.values())
+            raise TransientError(f"the model did not start: {reasons or application.message}")
+
+
+def url(config: ServeConfig) -> str:
+    """Where clients on this machine reach the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, f"[{config.host}]" if ":" in config.host else config.host)
+    return f"http://{host}:{config.port}"
+
+
+def _write_ready(ready_file: Path, job: ServeJob, started_s: float) -> None:
+    ready: dict[str, Any] = {
+        "url": url(job.serve),
+        "model_name": job.model_name,
+        "pid": os.getpid(),
+        "started_s": round(time.time() - started_s, 3),
+    }
+    write_json_atomic(ready_file, ready)
+
+
+def _wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+def _stop(is_ready: bool) -> None:
+    """Drains and ends everything below this process; a second signal no longer interrupts."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if is_ready:
+        from ray import serve
+
+        with contextlib.suppress(Exception):  # a process edge: what cannot be stopped in order is ended below
+            serve.shutdown()
+    if psutil.Process().children():
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+    end_children()
+
+
+if __name__ == "__main__":
+    run_program(ServeJob, run)

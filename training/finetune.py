@@ -1,0 +1,126 @@
+"""`python -m training.finetune --config F`: a LoRA adapter, trained on one or more Ray Train workers.
+
+Killed workers are replaced and go on from the last checkpoint; after the whole program was killed the same command does so too.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+
+from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from infra.contracts import Manifest, ModelFacts, verify, write_manifest
+from infra.errors import ArtifactError, ConfigError, TransientError
+from infra.files import read_json, require_free_space
+from infra.process import run_program
+from training.adapter import adapter_facts
+from training.base import CONFIG_NAME
+from training.checkpoint import checkpoints_folder
+from training.config import FinetuneJob
+from training.folders import fresh_folder
+from training.weights import tensor_specs, weight_files
+
+FAILURE_NAME = "failure.json"
+OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
+BYTES_PER_PARAMETER = 4 * 3  # one checkpoint holds master weights and two moments in fp32
+
+
+def finetune(job: FinetuneJob) -> None:
+    """Trains the adapter and writes it. Raises ConfigError or ArtifactError before anything starts where the inputs do not fit."""
+    base, tokens = verify(job.base_dir, ("base",)), verify(job.tokens_dir, ("tokens",))
+    if tokens.parents.get("base") != base.digest:
+        raise ArtifactError(
+            f"{job.tokens_dir}: made for the base model {tokens.parents.get('base')}, given is {base.digest}. Render the rows again."
+        )
+    num_parameters = check_lora(job)
+    checkpoints = checkpoints_folder(job.output_dir)
+    require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * (job.train.keep_checkpoints + 1), "checkpoints")
+    fresh_folder(job.output_dir)
+    (checkpoints / FAILURE_NAME).unlink(missing_ok=True)
+    train_on_ray(job, base, tokens)
+    if (checkpoints / FAILURE_NAME).is_file():
+        raise ConfigError(str(read_json(checkpoints / FAILURE_NAME)["message"]))
+    for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME):
+        shutil.copyfile(job.base_dir / name, job.output_dir / name)
+    parents = {"base": base.digest, "tokens": tokens.digest}
+    write_manifest(job.output_dir, "adapter", job.provenance, model=adapter_model(job, base), parents=parents)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def check_lora(job: FinetuneJob) -> int:
+    """The adapter's number of parameters, from the headers of the weight files. Raises ConfigError for an unknown target layer."""
+    config = read_json(job.base_dir / CONFIG_NAME)
+    specs = [spec for name in weight_files(job.base_dir) for spec in tensor_specs(job.base_dir / name)]
+    linear = {spec.name.removesuffix(".weight"): spec.shape for spec in specs if len(spec.shape) == 2 and "embed" not in spec.name}
+    linear.pop("lm_head", None)
+    exist = sorted({name.rpartition(".")[2] for name in linear})
+    if unknown := sorted(set(job.train.lora.target_modules) - set(exist)):
+        raise ConfigError(
+            f"training.lora.target_modules: {unknown} are no linear layers of this {config.get('model_type')!r} model; "
+            f"it has {exist}. Choose among these."
+        )
+    wanted = (shape for name, shape in linear.items() if name.rpartition(".")[2] in job.train.lora.target_modules)
+    return sum(job.train.lora.rank * (rows + columns) for rows, columns in wanted)
+
+
+def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
+    """Runs the worker group to its end on a Ray of this machine, which is shut down in every case.
+
+    Raises:
+        TransientError: workers were lost more often than `max_failures`; checkpoints stay.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from training.worker import train_worker
+
+    cpus = cpus_per_worker(job)
+    runs = checkpoints_folder(job.output_dir) / "ray"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir(parents=True)
+    _quieten()
+    ray.init(
+        address="local", num_cpus=cpus * job.train.num_workers, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
+    )  # fmt: skip
+    try:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job.model_dump_json(), "cpus": cpus, "parents": [base.digest, tokens.digest]},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=job.train.num_workers, resources_per_worker={"CPU": cpus}),
+            run_config=RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
+        )
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TransientError(
+            f"training stopped: {error}. {job.train.max_failures} restarts were allowed; run again to go on from the last checkpoint."
+        ) from error
+    finally:
+        ray.shutdown()
+
+
+def cpus_per_worker(job: FinetuneJob) -> int:
+    """Cores of one worker: as configured, else this machine's shared among the workers."""
+    import psutil
+
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    return job.train.cpus_per_worker or max(1, cores // job.train.num_workers)
+
+
+def adapter_model(job: FinetuneJob, base: Manifest) -> ModelFacts:
+    """The base's facts with this adapter's."""
+    assert base.model is not None
+    return base.model.model_copy(update={"base_digest": base.digest, "adapter": adapter_facts(job.train.lora)})
+
+
+def _quieten() -> None:
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    for name in ("ray", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    run_program(FinetuneJob, finetune)

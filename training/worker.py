@@ -1,0 +1,162 @@
+"""What runs inside each Ray Train worker: load, resume, train, write the adapter."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray.train
+import torch
+from safetensors.torch import save_file
+
+from infra.errors import SlipwayError
+from infra.files import sha256_json, write_json_atomic
+from infra.process import Progress
+from infra.tracking import MetricStream
+from training import checkpoint
+from training.adapter import ADAPTER_CONFIG_NAME, ADAPTER_NAME, adapter_facts
+from training.config import FinetuneJob, LoraConfig
+from training.data.tokens import TokenRow, read_token_rows
+from training.finetune import FAILURE_NAME
+from training.loop import StepReport, Trainer
+from training.lora import initialize
+from training.model import attach_adapter, load_base
+from training.precision import compute_dtype, precision_name
+
+SUMMARY_NAME = "train.json"
+RATE_WINDOW_STEPS = 10
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's function; a known error is left in a file for the driver, since raised it would only be tried again."""
+    job = FinetuneJob.model_validate_json(config["job"])
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config["cpus"])  # Ray sets OMP_NUM_THREADS to 1 for its workers
+    try:
+        run_worker(job, config["parents"], rank, num_workers)
+    except SlipwayError as error:
+        folder = checkpoint.checkpoints_folder(job.output_dir)
+        write_json_atomic(folder / FAILURE_NAME, {"type": type(error).__name__, "message": error.message})
+
+
+def run_worker(job: FinetuneJob, parents: Sequence[str], rank: int = 0, num_workers: int = 1) -> None:
+    """Trains to the end from the newest checkpoint, or from the start; rank 0 writes checkpoints, figures and the adapter."""
+    started = time.perf_counter()
+    dtype = compute_dtype(job.train.precision)
+    model = load_base(job.base_dir, dtype)
+    attach_adapter(model, adapter_facts(job.train.lora), job.train.lora.dropout)
+    initialize(model, job.train.seed)
+    trainer = Trainer(model, job.train, read_token_rows(job.tokens_dir, "train"), rank, num_workers)
+    recorder = Recorder(job, rank, precision_name(dtype))
+    fingerprint = run_fingerprint(job, parents, precision_name(dtype))
+    if state := checkpoint.load_latest(checkpoint.checkpoints_folder(job.output_dir), fingerprint):
+        trainer.restore(state)
+        recorder.history = state.history
+    train_to_end(trainer, recorder, job, fingerprint)
+    if rank == 0:
+        write_adapter(trainer, job)
+        recorder.finish(time.perf_counter() - started)
+
+
+def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, fingerprint: str) -> None:
+    """Every step that is left, with held-out loss and checkpoints at their steps; the last step always has a held-out loss."""
+    heldout = spread(read_token_rows(job.tokens_dir, "heldout"), job.train.eval_rows)
+    folder = checkpoint.checkpoints_folder(job.output_dir)
+    while trainer.step < trainer.total_steps:
+        report = trainer.train_step()
+        recorder.step(report)
+        is_last = report.step == trainer.total_steps
+        if heldout and (is_last or report.step % job.train.eval_steps == 0):
+            recorder.heldout(report.step, trainer.evaluate(heldout))
+        if trainer.rank == 0 and report.step % job.train.checkpoint_steps == 0 and not is_last:
+            checkpoint.save(folder, trainer.state(recorder.history), fingerprint, job.train.keep_checkpoints)
+
+
+def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) -> str:
+    """Names everything that a checkpoint depends on, and not where or on how many workers the run goes on."""
+    elsewhere = {"num_workers", "cpus_per_worker", "micro_batch_rows", "max_failures", "keep_checkpoints", "checkpoint_steps", "log_steps"}
+    settings = job.train.model_dump(mode="json", exclude=elsewhere | {"eval_steps", "eval_rows"})
+    return sha256_json({**settings, "precision": precision, "parents": list(parents)})
+
+
+def spread(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
+    """At most `count` rows, evenly over all of them."""
+    return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if len(rows) > count else list(rows)
+
+
+def write_adapter(trainer: Trainer, job: FinetuneJob) -> None:
+    """The adapter as PEFT stores it, in fp32."""
+    save_file(trainer.adapters.tensors(), str(job.output_dir / ADAPTER_NAME), metadata={"format": "pt"})
+    write_json_atomic(job.output_dir / ADAPTER_CONFIG_NAME, peft_config(job.train.lora))
+
+
+def peft_config(lora: LoraConfig) -> dict[str, Any]:
+    """The adapter_config.json that peft makes of these settings."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules), task_type="CAUSAL_LM",
+        bias="none", inference_mode=True,
+    )  # fmt: skip
+    stored = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    result: dict[str, Any] = json.loads(json.dumps(stored))
+    return result
+
+
+class Recorder:
+    """Figures of a run: to the progress file at each step, to MLflow now and then, and into train.json; silent but on rank 0."""
+
+    def __init__(self, job: FinetuneJob, rank: int, precision: str) -> None:
+        self.history: dict[str, Any] = {"rows": 0, "tokens": 0, "supervised_tokens": 0, "seconds": 0.0, "loss": [], "heldout_loss": []}
+        self._job, self._is_first, self._precision = job, rank == 0, precision
+        self._recent: list[StepReport] = []
+        self._progress = Progress(job.progress_file if self._is_first else None, "steps")
+        self._metrics = MetricStream(job.tracking if self._is_first else None)
+
+    def step(self, report: StepReport) -> None:
+        """Takes in one optimizer step."""
+        history = self.history
+        for name in ("rows", "tokens", "supervised_tokens", "seconds"):
+            history[name] += getattr(report, name)
+        self._recent = [*self._recent[-RATE_WINDOW_STEPS + 1 :], report]
+        rates = self._rates()
+        self._progress.report(report.step, report.total_steps, loss=report.loss, rows_per_s=rates["rows_per_s"])
+        if report.step % self._job.train.log_steps == 0 or report.step in (1, report.total_steps):
+            history["loss"].append([report.step, report.loss])
+            figures = {"loss": report.loss, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm}
+            self._metrics.log({**figures, **rates}, report.step)
+
+    def heldout(self, step: int, loss: float) -> None:
+        """Takes in one held-out loss."""
+        self.history["heldout_loss"].append([step, loss])
+        self._metrics.log({"heldout_loss": loss}, step)
+
+    def finish(self, worker_seconds: float) -> None:
+        """Writes train.json and sends what is left."""
+        done = self.history
+        seconds = max(done["seconds"], 1e-9)
+        summary = {
+            **done,
+            "precision": self._precision,
+            "worker_seconds": worker_seconds,
+            "final_loss": done["loss"][-1][1] if done["loss"] else None,
+            "final_heldout_loss": done["heldout_loss"][-1][1] if done["heldout_loss"] else None,
+            "steps": done["loss"][-1][0] if done["loss"] else 0,
+            "rows_per_s": done["rows"] / seconds,
+            "tokens_per_s": done["tokens"] / seconds,
+            "supervised_tokens_per_s": done["supervised_tokens"] / seconds,
+        }
+        write_json_atomic(self._job.output_dir / SUMMARY_NAME, summary)
+        self._metrics.close()
+
+    def _rates(self) -> dict[str, float]:
+        seconds = max(sum(report.seconds for report in self._recent), 1e-9)
+        counts = {
+            "rows_per_s": sum(report.rows for report in self._recent),
+            "tokens_per_s": sum(report.tokens for report in self._recent),
+            "supervised_tokens_per_s": sum(report.supervised_tokens for report in self._recent),
+        }
+        return {name: count / seconds for name, count in counts.items()}
