@@ -67,4 +67,5 @@ def _write(path: Path, items: Iterable[Config]) -> None:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file. Run the step that writes it again.")
-    return path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(): it also cuts at U+2028 and its like, which JSON leaves inside a text.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,73 @@ def busy_port() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield int(listener.getsockname()[1])
+
+
+TOY_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a hub gives it: a Llama of two layers with random 16-bit weights, and a byte-level tokenizer with a ChatML template."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(text, special=True, normalized=False) for text in ("<|end|>", "<|im_start|>", "<|im_end|>")]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["turn the lamp on please", "turn the lamp off now", "system user assistant answer colour"] * 4, trainer)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    (folder / "chat_template.jinja").write_text(TOY_TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_base(toy_model: Path) -> Path:
+    """The toy model as a base artifact."""
+    from training.base import prepare_base
+    from training.config import BaseJob
+
+    folder = toy_model.parent / "base"
+    prepare_base(BaseJob(output_dir=folder, source=f"file:{toy_model}"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_tokens(toy_base: Path) -> Path:
+    """Forty-five training rows and ten held-out rows of different lengths, rendered with the toy base."""
+    from training.config import RenderJob, RowsJob
+    from training.data.render import render
+    from training.data.rows import prepare_rows
+
+    place = toy_base.parent
+    source = place / "rows.jsonl"
+    source.write_text("".join(json.dumps(toy_row(number)) + "\n" for number in range(55)))
+    prepare_rows(RowsJob(output_dir=place / "rows", train_path=source, heldout_share=10 / 55))
+    render(RenderJob(output_dir=place / "tokens", base_dir=toy_base, rows_dir=place / "rows"))
+    return place / "tokens"
+
+
+def toy_row(number: int) -> dict[str, object]:
+    """One row; the same number always gives the same one."""
+    asked = "turn the lamp " + ("on " if number % 2 else "off ") + "please " * (number % 7) + str(number)
+    system = {"role": "system", "content": "answer with a colour"}
+    return {"messages": [system, {"role": "user", "content": asked}, {"role": "assistant", "content": f"lamp {number % 5} now"}]}

@@ -23,12 +23,12 @@ class _Move(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
         """The tokens at `places`."""
         ctx.save_for_backward(inverse)
-        return _take(x, places)
+        return take_places(x, places)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x."""
-        return _take(gradients[0], ctx.saved_tensors[0]), None, None
+        return take_places(gradients[0], ctx.saved_tensors[0]), None, None
 
 
 def packed_attention(
@@ -88,7 +88,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return (left.reshape(kv_heads, num_rows * queries, -1) @ right[:, 0]).view(kv_heads, num_rows, queries, -1)
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
+def take_places(x: Tensor, places: Tensor) -> Tensor:
+    """x (heads, n, dim) at `places`, zero where a place is -1."""
     absent = places < 0
     taken = x.index_select(1, places.clamp(min=0))
     return taken.masked_fill_(absent[:, None], 0.0)

@@ -60,7 +60,8 @@ def merge(job: MergeJob) -> None:
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, name: str) -> Tensor:
     """W (out, in), A (rank, in), B (out, rank) -> W + scale B A in W's dtype. Raises ArtifactError where shapes do not fit."""
     if a.shape[1] != weight.shape[1] or b.shape[0] != weight.shape[0] or a.shape[0] != b.shape[1]:
-        raise ArtifactError(f"{name}: weight {tuple(weight.shape)}, A {tuple(a.shape)}, B {tuple(b.shape)} do not fit. Train the adapter again.")
+        shapes = f"weight {tuple(weight.shape)}, A {tuple(a.shape)}, B {tuple(b.shape)}"
+        raise ArtifactError(f"{name}: {shapes} do not fit. Train the adapter on this base.")
     return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
 

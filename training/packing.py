@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,9 +59,7 @@ def make_pack(rows: Sequence[TokenRow]) -> Pack:
     for tokens in inputs:
         starts.append(starts[-1] + len(tokens))
     longest = max(len(tokens) for tokens in inputs)
-    padded = [
-        [start + place if place < len(tokens) else -1 for place in range(longest)] for start, tokens in zip(starts[:-1], inputs, strict=True)
-    ]
+    padded = [[start + place if start + place < end else -1 for place in range(longest)] for start, end in pairwise(starts)]
     packed = [-1] * prefix + [index * longest + place for index, tokens in enumerate(inputs) for place in range(len(tokens))]
     positions = [*range(prefix), *(prefix + place for tokens in inputs for place in range(len(tokens)))]
     return Pack(

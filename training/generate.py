@@ -1,0 +1,142 @@
+"""Greedy answers to many prompts at once.
+
+- Prompts are read as one pack (see training/packing.py): no padding, their common beginning once, its keys and values shared by all rows.
+- Each row writes its next key and value into its own place of a block that was reserved at the start, so nothing is copied a token.
+- Rows that have ended leave the block once a quarter of it is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from training.attention import packed_attention, take_places
+from training.data.tokens import TokenRow
+from training.packing import Pack, make_pack
+
+NAME = "slipway_decode"
+IDLE_SHARE = 0.25
+
+
+class AnswerCache:
+    """Keys and values of one batch of rows; K key heads, R rows, P prefix tokens, S places a row, D per head."""
+
+    def __init__(self, pack: Pack, max_new_tokens: int) -> None:
+        self.pack: Pack | None = pack
+        self.prefix: list[tuple[Tensor, Tensor]] = []
+        """Per layer (K, 1, P, D) twice."""
+        self.own: list[tuple[Tensor, Tensor]] = []
+        """Per layer (K, R, S, D) twice."""
+        ends = [0] * pack.num_rows
+        for place in pack.packed_places[pack.prefix_tokens :].tolist():
+            ends[place // self.longest] += 1
+        self.lengths = torch.tensor(ends)
+        self.places = self.longest + max_new_tokens
+
+    @property
+    def longest(self) -> int:
+        """Longest prompt without the prefix."""
+        assert self.pack is not None
+        return len(self.pack.padded_places) // self.pack.num_rows
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Takes in key and value (1, K, T, D) of one layer; called by the model's attention."""
+        if self.pack is not None:
+            self._take_prompts(self.pack, key[0], value[0])
+        else:
+            rows = torch.arange(len(self.lengths))
+            for block, new in zip(self.own[layer], (key[0], value[0]), strict=True):
+                block[:, rows, self.lengths] = new
+        return key, value
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.own = [(keys[:, rows], values[:, rows]) for keys, values in self.own]
+        self.lengths = self.lengths[rows]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Asked by the model; positions are given to it, so the number is of no account."""
+        return 0
+
+    def _take_prompts(self, pack: Pack, key: Tensor, value: Tensor) -> None:
+        pair, prefix = [], pack.prefix_tokens
+        for tensor in (key, value):
+            block = tensor.new_zeros(len(tensor), pack.num_rows, self.places, tensor.shape[-1])
+            block[:, :, : self.longest] = take_places(tensor, pack.padded_places).view(len(tensor), pack.num_rows, self.longest, -1)
+            pair.append(block)
+        self.own.append((pair[0], pair[1]))
+        self.prefix.append((key[:, None, :prefix].contiguous(), value[:, None, :prefix].contiguous()))
+
+
+def decode_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, cache: AnswerCache, **_: Any
+) -> tuple[Tensor, None]:
+    """Packed attention for the prompts; then one query a row (1, H, R, D) over prefix and own places -> (1, R, H, D)."""
+    if cache.pack is not None:
+        return packed_attention(module, query, key, value, mask, packing=cache.pack, scaling=scaling)
+    layer = module.layer_idx
+    keys, values = cache.own[layer]
+    prefix_keys, prefix_values = cache.prefix[layer]
+    kv_heads, rows, _, dim = keys.shape
+    used = int(cache.lengths.max()) + 1
+    keys, values = (block.view(kv_heads * rows, -1, dim)[:, :used] for block in (keys, values))
+    q = (query[0] * scaling).view(kv_heads, -1, rows, dim).transpose(1, 2).reshape(kv_heads * rows, -1, dim)
+    own = torch.bmm(q, keys.transpose(1, 2))
+    ahead = torch.arange(used) > cache.lengths[:, None]
+    own = own.view(kv_heads, rows, -1, used).masked_fill(ahead[None, :, None], float("-inf"))
+    shared = q.view(kv_heads, -1, dim) @ prefix_keys[:, 0].transpose(1, 2)
+    scores = torch.cat([shared.view(kv_heads, rows, -1, shared.shape[-1]), own], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    on_prefix, on_own = weights.split([shared.shape[-1], used], dim=-1)
+    out = torch.bmm(on_own.reshape(kv_heads * rows, -1, used), values).view(kv_heads, -1, dim)
+    out = out + on_prefix.reshape(kv_heads, -1, shared.shape[-1]) @ prefix_values[:, 0]
+    return out.view(kv_heads, rows, -1, dim).transpose(0, 1).reshape(1, rows, -1, dim), None
+
+
+AttentionInterface.register(NAME, decode_attention)
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def greedy_answers(
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
+) -> list[tuple[list[int], bool]]:
+    """Ids of each answer without its stop token, and whether it ended by one; the model was loaded with this module's attention."""
+    pack = make_pack([_as_row(index, prompt) for index, prompt in enumerate(prompts)])
+    cache = AnswerCache(pack, max_new_tokens)
+    answers: list[tuple[list[int], bool]] = [([], False) for _ in prompts]
+    hidden = _hidden(model, pack.ids, pack.positions, cache)[pack.predicting_places]
+    cache.pack = None
+    rows = torch.arange(len(prompts))
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+    for count in range(1, max_new_tokens + 1):
+        chosen = model.get_output_embeddings()(hidden).argmax(dim=-1)
+        for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
+            ids, ended = answers[row]
+            if not ended:
+                answers[row] = (ids, True) if token in stop_ids else ([*ids, token], False)
+        active = torch.tensor([not answers[row][1] for row in rows.tolist()])
+        if count == max_new_tokens or not active.any():
+            break
+        if active.float().mean() <= 1 - IDLE_SHARE:
+            kept = active.nonzero()[:, 0]
+            cache.keep(kept)
+            rows, chosen = rows[kept], chosen[kept]
+        positions = prompt_lengths[rows] + count - 1
+        hidden = _hidden(model, chosen[None], positions[None], cache)
+        cache.lengths = cache.lengths + 1
+    return answers
+
+
+def _hidden(model: Any, ids: Tensor, positions: Tensor, cache: AnswerCache) -> Tensor:
+    output = model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, cache=cache)
+    result: Tensor = output.last_hidden_state[0]
+    return result
+
+
+def _as_row(index: int, prompt: Sequence[int]) -> TokenRow:
+    """The prompt with one token to predict after it, which is all that a pack wants to know."""
+    return TokenRow(index, (*prompt, 0), (*[False] * len(prompt), True))
