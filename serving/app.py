@@ -11,15 +11,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from infra.contracts import verify
-from infra.errors import ConfigError, TransientError
+from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import write_json_atomic
 from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
@@ -34,7 +33,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError, ConfigError (a port in use, too few cores) before Ray starts, TransientError when start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores) before Ray starts, TransientError when start-up takes too long.
     """
     started_s = time.time()
     verify(job.model_dir, ("quantized",))
@@ -49,9 +48,9 @@ def run(job: ServeJob) -> None:
         _write_ready(ready_file, job, started_s)
         is_ready = True
         _wait_for_ever()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as signalled:  # SystemExit comes from the handler that Ray sets while it starts
         if not is_ready:
-            raise
+            raise KeyboardInterrupt from signalled
     finally:
         ready_file.unlink(missing_ok=True)
         _stop(is_ready)
@@ -98,22 +97,24 @@ def _start(job: ServeJob) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
     from ray import serve
 
-    from serving.deployment import build_app
+    from serving.deployment import APPLICATION_NAME, build_app
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": job.serve.host, "port": job.serve.port})
-    serve.run_many([serve.RunTarget(build_app(job))], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
-    _wait_until_healthy(url(job.serve), deadline_s)
+    target = serve.RunTarget(build_app(job), name=APPLICATION_NAME)
+    serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+    _wait_until_healthy(job, deadline_s)
 
 
-def _wait_until_healthy(base_url: str, deadline_s: float) -> None:
-    """Returns once `/health` answers 200. Raises TransientError when the application fails or `deadline_s` (monotonic clock) passes."""
+def _wait_until_healthy(job: ServeJob, deadline_s: float) -> None:
+    """Returns once `/health` answers 200. Raises ArtifactError when the model cannot start, TransientError past `deadline_s`."""
     next_look_s = time.monotonic() + LOOK_S
-    while not _is_healthy(base_url):
+    while not _is_healthy(url(job.serve)):
         now_s = time.monotonic()
         if now_s > deadline_s:
             raise TransientError("the model is not ready in time. Raise serve.start_timeout_s, or free some cores.")
         if now_s > next_look_s:
-            _require_no_failure()
+            _require_no_failure(job.model_dir)
             next_look_s = time.monotonic() + LOOK_S
         time.sleep(POLL_S)
 
@@ -126,15 +127,15 @@ def _is_healthy(base_url: str) -> bool:
         return False
 
 
-def _require_no_failure() -> None:
-    """Raises TransientError when Ray Serve has given the application up."""
+def _require_no_failure(model_dir: Path) -> None:
+    """Raises ArtifactError when Ray Serve has given the application up."""
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
     for application in serve.status().applications.values():
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             reasons = "; ".join(deployment.message for deployment in application.deployments.values())
-            raise TransientError(f"the model did not start: {reasons or application.message}")
+            raise ArtifactError(f"{model_dir}: the model did not start: {reasons or application.message}")
 
 
 def url(config: ServeConfig) -> str:
@@ -162,15 +163,17 @@ def _stop(is_ready: bool) -> None:
     """Drains and ends everything below this process; a second signal no longer interrupts."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if is_ready:
-        from ray import serve
+    with contextlib.suppress(Exception):  # a process edge: what cannot be stopped in order is ended below
+        if is_ready:
+            from ray import serve
 
-        with contextlib.suppress(Exception):  # a process edge: what cannot be stopped in order is ended below
-            serve.shutdown()
-    if psutil.Process().children():
-        import ray
+            from serving.deployment import APPLICATION_NAME
 
-        with contextlib.suppress(Exception):
+            # Not serve.shutdown(): it takes the HTTP proxy away from the answers that are still running.
+            serve.delete(APPLICATION_NAME)
+        if "ray" in sys.modules:
+            import ray
+
             ray.shutdown()
     end_children()
 

@@ -19,6 +19,7 @@ from serving.metrics import make_metrics
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
 
+APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 # Ray Serve must never be the one to queue: it would hold what our own limit is to refuse, and health checks with it.
 SPARE_REQUESTS = 1024
@@ -36,6 +37,7 @@ def build_app(job: ServeJob) -> Application:
         graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
+        max_constructor_retry_count=1,  # a folder that cannot be loaded now cannot be loaded a second later
     )
     return deployment.bind(job.model_dump_json())
 
@@ -59,7 +61,7 @@ def read_served_model(job: ServeJob) -> ServedModel:
 class OpenAIServer:
     """One replica: an engine, and the API in front of it."""
 
-    async def __init__(self, job_json: str) -> None:
+    async def __init__(self, job_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
         from serving.engines.openvino import OpenVinoEngine  # half a second that only the replica should spend
 
         job = ServeJob.model_validate_json(job_json)

@@ -47,7 +47,9 @@ def make_metrics(model_name: str, engine: Engine) -> Metrics:
         generated_tokens=counter("slipway_generated_tokens_total", "Tokens made."),
         first_token=histogram("slipway_time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_BUCKETS_S),
         between_tokens=histogram("slipway_inter_token_seconds", "Mean time a token since the last chunk.", BETWEEN_TOKENS_BUCKETS_S),
-        request_duration=histogram("slipway_request_duration_seconds", "From request to last token.", REQUEST_BUCKETS_S),
+        request_duration=histogram(
+            "slipway_request_duration_seconds", "From request to last token, or to the client's leaving.", REQUEST_BUCKETS_S
+        ),
     )
 
 

@@ -93,6 +93,7 @@ class Service:
         if self.num_open >= self.limits.max_running_requests + self.limits.max_queued_requests:
             raise ApiError(f"{self.num_open} requests are running or waiting, which is all this replica takes. Retry later.", 503)
         self.num_open += 1
+        started_s = time.perf_counter()
         decoder, stops = self.codec.stream_decoder(), StopStrings(order.stop_strings)
         try:
             async with aclosing(self._timed_chunks(order)) as chunks:
@@ -110,6 +111,7 @@ class Service:
             raise ApiError(error.message, 503) from error
         finally:
             self.num_open -= 1
+            self.metrics.request_duration.observe(time.perf_counter() - started_s)
 
     async def _timed_chunks(self, order: Order) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
@@ -126,8 +128,6 @@ class Service:
                     else:
                         self.metrics.first_token.observe(now_s - started_s)
                     has_begun, last_s = True, now_s
-                if chunk.finish_reason is not None:
-                    self.metrics.request_duration.observe(now_s - started_s)
                 yield chunk
 
     def _check_model(self, request: SamplingRequest) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+
+from infra.settings import child_environment
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +102,82 @@ def toy_row(number: int) -> dict[str, object]:
     asked = "turn the lamp " + ("on " if number % 2 else "off ") + "please " * (number % 7) + str(number)
     system = {"role": "system", "content": "answer with a colour"}
     return {"messages": [system, {"role": "user", "content": asked}, {"role": "assistant", "content": f"lamp {number % 5} now"}]}
+
+
+@pytest.fixture(scope="session")
+def toy_quantized(toy_base: Path) -> Path:
+    """The toy model in INT8 for OpenVINO, made by the program itself in a process of its own."""
+    folder = toy_base.parent / "quantized"
+    config = toy_base.parent / "quantize.json"
+    config.write_text(json.dumps({"output_dir": str(folder), "merged_dir": str(toy_base)}))
+    command = [sys.executable, "-m", "serving.quantize.openvino", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower()
+    return folder
+
+
+@dataclass
+class RunningServer:
+    """One `python -m serving.app`, named `toy`, until `stop`."""
+
+    process: subprocess.Popen[str]
+    config: Path
+    output_dir: Path
+
+    @property
+    def url(self) -> str:
+        return str(json.loads((self.output_dir / "serving.json").read_text())["url"])
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Returns when `serving.json` is there."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (self.output_dir / "serving.json").is_file():
+            assert self.process.poll() is None, f"the server ended: {self.process.communicate()}"
+            assert time.monotonic() < deadline_s, "the server is not ready in time"
+            time.sleep(0.05)
+
+    def family(self) -> list[psutil.Process]:
+        """Every process below the server now."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> int:
+        """Ends it and gives the exit code."""
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
+def start_server(model_dir: Path, folder: Path, port: int, **serve: object) -> RunningServer:
+    """Starts a server; the caller waits for it and stops it."""
+    folder.mkdir(parents=True)
+    config = folder / "serve.json"
+    job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": {"port": port, **serve}}
+    config.write_text(json.dumps(job))
+    command = [sys.executable, "-m", "serving.app", "--config", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment())
+    return RunningServer(process, config, folder / "out")
+
+
+@pytest.fixture(scope="session")
+def start_toy_server(toy_quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunningServer]:
+    """Starts a server of the toy model on a free port."""
+
+    def start(model_dir: Path = toy_quantized, port: int | None = None, **serve: object) -> RunningServer:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free = int(probe.getsockname()[1])
+        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or free, **serve)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def toy_server(start_toy_server: Callable[..., RunningServer]) -> Iterator[RunningServer]:
+    """A real server of the toy model, shared by the tests that do not stop it."""
+    server = start_toy_server()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()

@@ -82,19 +82,19 @@ def decode_attention(
     keys, values = cache.own[layer]
     prefix_keys, prefix_values = cache.prefix[layer]
     kv_heads, rows, _, dim = keys.shape
-    used = int(cache.lengths.max()) + 1
+    groups, prefix, used = query.shape[1] // kv_heads, prefix_keys.shape[2], int(cache.lengths.max()) + 1
     keys, values = (block.view(kv_heads * rows, -1, dim)[:, :used] for block in (keys, values))
-    q = (query[0] * scaling).view(kv_heads, -1, rows, dim).transpose(1, 2).reshape(kv_heads * rows, -1, dim)
+    q = (query[0] * scaling).view(kv_heads, groups, rows, dim).transpose(1, 2).reshape(kv_heads * rows, groups, dim)
     own = torch.bmm(q, keys.transpose(1, 2))
     ahead = torch.arange(used) > cache.lengths[:, None]
-    own = own.view(kv_heads, rows, -1, used).masked_fill(ahead[None, :, None], float("-inf"))
-    shared = q.view(kv_heads, -1, dim) @ prefix_keys[:, 0].transpose(1, 2)
-    scores = torch.cat([shared.view(kv_heads, rows, -1, shared.shape[-1]), own], dim=-1)
+    own = own.view(kv_heads, rows, groups, used).masked_fill(ahead[None, :, None], float("-inf"))
+    shared = q.view(kv_heads, rows * groups, dim) @ prefix_keys[:, 0].transpose(1, 2)
+    scores = torch.cat([shared.view(kv_heads, rows, groups, prefix), own], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-    on_prefix, on_own = weights.split([shared.shape[-1], used], dim=-1)
-    out = torch.bmm(on_own.reshape(kv_heads * rows, -1, used), values).view(kv_heads, -1, dim)
-    out = out + on_prefix.reshape(kv_heads, -1, shared.shape[-1]) @ prefix_values[:, 0]
-    return out.view(kv_heads, rows, -1, dim).transpose(0, 1).reshape(1, rows, -1, dim), None
+    on_prefix, on_own = weights.split([prefix, used], dim=-1)
+    out = torch.bmm(on_own.reshape(kv_heads * rows, groups, used), values).view(kv_heads, rows * groups, dim)
+    out = out + on_prefix.reshape(kv_heads, rows * groups, prefix) @ prefix_values[:, 0]
+    return out.view(kv_heads, rows, groups, dim).transpose(0, 1).reshape(1, rows, kv_heads * groups, dim), None
 
 
 AttentionInterface.register(NAME, decode_attention)

@@ -12,24 +12,20 @@ INTENTS = frozenset(
         "HassClimateGetTemperature",
         "HassClimateSetTemperature",
         "HassFanSetSpeed",
-        "HassGetCurrentDate",
         "HassGetCurrentTime",
         "HassGetWeather",
         "HassLightSet",
         "HassMediaNext",
         "HassMediaPause",
-        "HassMediaUnpause",
-        "HassSetPosition",
         "HassSetVolume",
         "HassShoppingListAddItem",
         "HassTurnOff",
         "HassTurnOn",
-        "HassVacuumReturnToBase",
-        "HassVacuumStart",
     }
 )
-"""What this house can do. The grammar knows 42 intents, half of its templates for arithmetic on timers and questions about states;
-a 135M model learnt all 42 to an exact match of only 0.53 from 1,000 rows, which is what a laptop trains in minutes."""
+"""What this house can do. The grammar knows 42 intents, half of its templates for arithmetic on timers and questions about states.
+From 1,000 rows, which a laptop trains in minutes, a 135M model learnt all 42 to an exact match of 0.53,
+and 17 with a larger house to 0.80."""
 
 AREAS = (
     "kitchen",
@@ -41,83 +37,30 @@ AREAS = (
     "office",
     "nursery",
     "dining room",
-    "laundry room",
-    "guest room",
-    "playroom",
     "patio",
-    "conservatory",
     "library",
     "gym",
-    "workshop",
-    "pantry",
 )
 
-FLOORS = ("ground", "first", "second", "basement", "upstairs", "downstairs", "mezzanine")
+FLOORS = ("upstairs", "downstairs", "basement")
 
 DEVICES: dict[str, tuple[str, ...]] = {
-    "light": ("reading lamp", "fairy lights", "chandelier", "night light", "spotlights", "bedside", "mirror", "desk", "pendant", "lantern"),
-    "switch": ("coffee maker", "kettle", "dishwasher", "space heater", "toaster", "printer", "christmas tree", "fountain pump"),
-    "fan": ("tower fan", "exhaust fan", "air purifier", "ventilator", "extractor"),
-    "media_player": ("television", "soundbar", "record player", "smart speaker", "projector", "radio"),
-    "climate": ("thermostat", "air conditioner", "heat pump", "radiator", "wall heater"),
-    "cover": ("skylight", "projection screen", "pergola roof", "roller blind", "canopy", "bay shade"),
-    "lock": ("front door", "back door", "shed door", "wine cabinet", "safe", "side gate"),
-    "valve": ("water main", "sprinkler valve", "gas valve", "pool valve"),
-    "sensor": ("outside humidity", "energy meter", "rain gauge", "freezer", "air quality", "water tank level"),
-    "binary_sensor": ("mailbox", "cat flap", "driveway motion", "porch motion", "cellar hatch", "crib"),
-    "person": ("alice", "bob", "carlos", "priya", "grandma", "daniel"),
-    "scene": ("movie night", "romantic dinner", "bright morning", "party mode", "focus time", "bedtime"),
-    "script": ("good night routine", "leaving home", "morning briefing", "lock up", "water the plants"),
-    "button": ("doorbell", "router restart", "cat feeder", "panic alarm"),
-    "input_boolean": ("guest mode", "holiday mode", "quiet hours", "vacation"),
-    "lawn_mower": ("mowbot", "shaun", "grass cutter"),
-    "vacuum": ("rosie", "dusty", "robo sweep", "hoover"),
-    "todo": ("groceries", "chores", "packing", "homework", "birthday gifts"),
+    "light": ("reading lamp", "fairy lights", "chandelier", "night light", "spotlights", "lantern"),
+    "switch": ("coffee maker", "kettle", "dishwasher", "space heater", "christmas tree"),
+    "fan": ("tower fan", "air purifier", "ventilator"),
+    "media_player": ("television", "soundbar", "record player", "projector", "radio"),
+    "climate": ("thermostat", "air conditioner", "heat pump", "radiator"),
+    "cover": ("skylight", "projection screen", "pergola roof"),
+    "lock": ("front door", "back door", "side gate"),
+    "scene": ("movie night", "romantic dinner", "party mode"),
+    "script": ("good night routine", "morning briefing"),
     "weather": ("london", "oslo", "denver", "lisbon", "kyoto"),
 }
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "television": ("tv", "telly"),
-    "air conditioner": ("aircon",),
-    "coffee maker": ("coffee machine",),
-}
+ALIASES: dict[str, tuple[str, ...]] = {"television": ("tv", "telly"), "air conditioner": ("aircon",)}
 """Other spoken forms of a device; the tool call carries the canonical name."""
 
 FREE_TEXT: dict[str, tuple[str, ...]] = {
-    "message": (
-        "dinner is ready",
-        "the taxi is here",
-        "time for bed",
-        "we leave now",
-        "lunch is served",
-        "grandpa has arrived",
-        "the movie starts soon",
-        "wash your hands",
-    ),
-    "search_query": (
-        "jazz",
-        "bohemian rhapsody",
-        "taylor swift",
-        "abbey road",
-        "classical piano",
-        "the lion king",
-        "stranger things",
-        "daft punk",
-        "rain sounds",
-        "miles davis",
-    ),
-    "zone": ("home", "work", "school", "university", "airport", "town"),
-    "timer_name": ("pizza", "laundry", "pasta", "tea", "homework", "workout", "bread", "nap"),
-    "timer_command": (
-        "turn off the oven",
-        "open the blinds",
-        "call the dentist",
-        "start the bath",
-        "water the roses",
-        "check the soup",
-        "charge the car",
-        "feed the dog",
-    ),
     "shopping_list_item": (
         "milk",
         "brown bread",
@@ -130,15 +73,11 @@ FREE_TEXT: dict[str, tuple[str, ...]] = {
         "rice",
         "paper towels",
     ),
-    "todo_list_item": ("call mum", "sunscreen", "oat milk", "vacuum the car", "passport", "math exercises", "flowers", "clean the gutters"),
 }
 """What people say where the grammar takes any words, by the name of its wildcard list."""
 
 NARROWED_RANGES: dict[str, tuple[int, int]] = {
     "temperature": (14, 29),
     "color_temperature": (2000, 6500),
-    "timer_hours": (1, 12),
-    "timer_minutes": (1, 60),
-    "timer_seconds": (5, 90),
 }
-"""Plausible limits, inclusive, where the grammar's own are wider than a person's: degrees Celsius, kelvin, timer units."""
+"""Plausible limits, inclusive, where the grammar's own are wider than a person's: degrees Celsius, kelvin."""

@@ -130,9 +130,9 @@ def test_build_label_is_what_the_whole_parser_says(grammar: Grammar, train: Rows
 
 def test_build_no_intent_swamps_and_rare_ones_count(train: Rows) -> None:
     intents = Counter(call(row)["name"] for row in train)
-    assert len(intents) == 17
+    assert len(intents) == 12
     assert max(intents.values()) <= 0.25 * len(train)
-    assert intents["HassVacuumReturnToBase"] >= 4  # one template of 260
+    assert intents["HassGetCurrentTime"] >= 4  # two templates of 230
     assert max(Counter(row["template"] for row in train).values()) <= 6  # the least cap; 1 % of 400 is 4
 
 
@@ -148,7 +148,7 @@ def test_draw_rows_one_intent_or_one_template_alone_is_capped(grammar: Grammar) 
 def test_build_slot_values_vary(train: Rows) -> None:
     arguments = [call(row)["arguments"] for row in train]
     assert {value.get("area") for value in arguments} >= set(AREAS)
-    assert len({value.get("name") for value in arguments}) > 40
+    assert len({value.get("name") for value in arguments}) > 30
 
 
 def test_build_other_hash_seed_gives_the_same_bytes_and_other_seed_does_not(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""An engine without a model: says what it was told to say. For tests of everything in front of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from serving.engines.base import Chunk, EngineError, Figures, Sampling
+
+
+class ScriptedEngine:
+    """Answers every prompt with `answer_ids`, `chunk_tokens` at a time, up to the request's own limit.
+
+    `fails_after` chunks it breaks for good; with `is_endless` it repeats its answer until cancelled.
+    """
+
+    def __init__(self, answer_ids: Sequence[int], chunk_tokens: int = 1, fails_after: int | None = None, is_endless: bool = False) -> None:
+        self._answer_ids = tuple(answer_ids)
+        self._chunk_tokens = chunk_tokens
+        self._fails_after = fails_after
+        self._is_endless = is_endless
+        self._failure: str | None = None
+        self._num_running = 0
+        self.seen: list[tuple[tuple[int, ...], Sampling]] = []
+        """Every request, in order."""
+        self.num_cancelled = 0
+
+    async def start(self) -> None:
+        """Does nothing."""
+
+    async def stop(self) -> None:
+        """Makes every later request fail."""
+        self._failure = "the engine was stopped"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine cannot answer any more; None while it can."""
+        return self._failure
+
+    @property
+    def figures(self) -> Figures:
+        """Requests now."""
+        return Figures(self._num_running, 0, 0.0)
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        """The scripted answer. Raises EngineError as told."""
+        self.seen.append((tuple(prompt_ids), sampling))
+        self._num_running += 1
+        is_done = False
+        try:
+            async for chunk in self._chunks(sampling.max_tokens):
+                is_done = chunk.finish_reason is not None
+                yield chunk
+        except EngineError:
+            is_done = True
+            raise
+        finally:
+            self._num_running -= 1
+            self.num_cancelled += not is_done
+
+    async def _chunks(self, max_tokens: int) -> AsyncGenerator[Chunk, None]:
+        ids = self._answer_ids if self._is_endless else self._answer_ids[:max_tokens]
+        num_chunks = 0
+        while True:
+            for start in range(0, len(ids), self._chunk_tokens):
+                await asyncio.sleep(0)
+                if num_chunks == self._fails_after:
+                    self._failure = "the engine failed: as scripted"
+                if self._failure is not None:
+                    raise EngineError(self._failure)
+                num_chunks += 1
+                yield Chunk(ids[start : start + self._chunk_tokens])
+            if not self._is_endless:
+                yield Chunk((), "length" if len(self._answer_ids) > max_tokens else "stop")
+                return

@@ -1,0 +1,215 @@
+"""The OpenVINO engine on a real, small model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from infra.answers import Prompt, read_answers, write_prompts
+from infra.chat import load_codec
+from infra.contracts import verify, write_manifest
+from infra.provenance import Provenance
+from serving.config import PredictJob
+from serving.engines.base import EngineError, RequestRefusedError, Sampling
+from serving.engines.openvino import OpenVinoEngine
+from serving.predict import predict
+
+T = TypeVar("T")
+PROMPT = (5, 6, 7, 8)
+
+
+def with_engine(folder: Path, use: Any, engine_type: type[OpenVinoEngine] = OpenVinoEngine) -> Any:
+    """What `use(engine)` gives, with the engine running on a loop of its own."""
+
+    async def run() -> Any:
+        engine = engine_type(folder, max_running_requests=64, cache_gb=1, num_threads=2)
+        await engine.start()
+        try:
+            return await asyncio.wait_for(use(engine), 60)
+        finally:
+            await engine.stop()
+
+    return asyncio.run(run())
+
+
+async def collect(engine: OpenVinoEngine, prompt: tuple[int, ...], sampling: Sampling) -> tuple[list[int], str | None]:
+    ids: list[int] = []
+    reason = None
+    async with aclosing(engine.generate(prompt, sampling)) as chunks:
+        async for chunk in chunks:
+            ids += chunk.ids
+            reason = chunk.finish_reason
+    return ids, reason
+
+
+def test_quantized_artifact_verifies_and_names_its_parent(toy_quantized: Path, toy_base: Path) -> None:
+    manifest = verify(toy_quantized, ("quantized",))
+    assert manifest.parents == {"merged": verify(toy_base).digest}
+    assert manifest.model is not None
+    assert manifest.model.quantization == "openvino-int8"
+    assert set(manifest.files) >= {"openvino_model.xml", "openvino_model.bin", "tokenizer.json"}
+    assert load_codec(toy_quantized).encode_text("lamp") == load_codec(toy_base).encode_text("lamp")
+
+
+def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_base: Path) -> None:
+    """The token that INT8 picks is among the likeliest of the 16-bit model: rounding moves logits a little, a wrong export anywhere."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32)
+    prompts = [tuple(range(start, start + 6)) for start in range(10, 90, 10)]
+    with torch.no_grad():
+        ranked = [model(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist() for prompt in prompts]
+
+    async def first_tokens(engine: OpenVinoEngine) -> list[int]:
+        answers = await asyncio.gather(*(collect(engine, prompt, Sampling(max_tokens=1)) for prompt in prompts))
+        return [ids[0] for ids, _ in answers]
+
+    ranks = [order.index(token) for order, token in zip(ranked, with_engine(toy_quantized, first_tokens), strict=True)]
+    assert max(ranks) <= 3
+    assert ranks.count(0) >= len(ranks) - 2
+
+
+def test_engine_greedy_answer_is_the_same_alone_and_among_others(toy_quantized: Path) -> None:
+    async def both(engine: OpenVinoEngine) -> tuple[Any, Any]:
+        alone = await collect(engine, PROMPT, Sampling(max_tokens=24))
+        crowd = [collect(engine, (9 + index, *PROMPT), Sampling(max_tokens=24)) for index in range(8)]
+        return alone, (await asyncio.gather(collect(engine, PROMPT, Sampling(max_tokens=24)), *crowd))[0]
+
+    alone, among = with_engine(toy_quantized, both)
+    assert alone == among
+    assert len(alone[0]) == 24
+    assert alone[1] == "length"
+
+
+def test_engine_stop_id_ends_the_answer_and_is_left_out(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> tuple[Any, Any]:
+        free = await collect(engine, PROMPT, Sampling(max_tokens=16))
+        return free, await collect(engine, PROMPT, Sampling(max_tokens=16, stop_ids=(free[0][5],)))
+
+    (free, _), (stopped, reason) = with_engine(toy_quantized, run)
+    assert stopped == free[: free.index(free[5])]
+    assert reason == "stop"
+
+
+def test_engine_seed_repeats_a_sampled_answer_and_absence_does_not(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> list[list[int]]:
+        seeds = (5, 5, -5, None, None)
+        return [(await collect(engine, PROMPT, Sampling(max_tokens=24, temperature=1.5, seed=seed)))[0] for seed in seeds]
+
+    first, again, other, free, free_again = with_engine(toy_quantized, run)
+    assert first == again
+    assert len({tuple(ids) for ids in (first, other, free, free_again)}) == 4
+
+
+def test_engine_closed_generator_frees_its_place(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> None:
+        generator = engine.generate(PROMPT, Sampling(max_tokens=200_000))
+        await anext(generator)
+        await anext(generator)
+        assert engine.figures.num_running == 1
+        await generator.aclose()
+        while engine.figures.num_running:
+            await asyncio.sleep(0.01)
+        assert (await collect(engine, PROMPT, Sampling(max_tokens=3)))[1] == "length"
+
+    with_engine(toy_quantized, run)
+
+
+def test_engine_refused_request_leaves_the_others_running(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> Any:
+        good = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=32)))
+        with pytest.raises(RequestRefusedError, match="prompt"):
+            await collect(engine, (), Sampling(max_tokens=4))
+        return await good
+
+    assert with_engine(toy_quantized, run)[1] == "length"
+
+
+def test_engine_stop_ends_waiting_requests_with_an_error(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> None:
+        waiting = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=200_000)))
+        await asyncio.sleep(0.1)
+        await engine.stop()
+        with pytest.raises(EngineError, match="stopped"):
+            await waiting
+
+    with_engine(toy_quantized, run)
+
+
+class BrokenPipeline:
+    """A real pipeline whose `breaks_at`-th step raises."""
+
+    def __init__(self, pipeline: Any, breaks_at: int) -> None:
+        self._pipeline = pipeline
+        self._steps_left = breaks_at
+
+    def step(self) -> None:
+        self._steps_left -= 1
+        if self._steps_left == 0:
+            raise RuntimeError("no memory left")
+        self._pipeline.step()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
+class BreakingEngine(OpenVinoEngine):
+    def _load(self) -> Any:
+        return BrokenPipeline(super()._load(), breaks_at=4)
+
+
+def test_engine_failing_step_fails_all_requests_and_later_ones(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> None:
+        results = await asyncio.gather(*(collect(engine, PROMPT, Sampling(max_tokens=64)) for _ in range(5)), return_exceptions=True)
+        assert [type(result) for result in results] == [EngineError] * 5
+        assert "no memory left" in str(results[0])
+        assert engine.failure is not None
+        with pytest.raises(EngineError, match="no memory left"):
+            await collect(engine, PROMPT, Sampling(max_tokens=1))
+
+    with_engine(toy_quantized, run, BreakingEngine)
+
+
+def test_predict_answers_in_the_order_of_the_prompts(toy_quantized: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    prompts = [Prompt(row=row, ids=(5 + row, 6, 7), expected="") for row in range(12)]
+    write_prompts(tokens, prompts)
+    write_manifest(tokens, "tokens", Provenance())
+    job = PredictJob(output_dir=tmp_path / "answers", model_dir=toy_quantized, tokens_dir=tokens, max_new_tokens=8, limit_rows=10)
+    predict(job)
+    answers = read_answers(job.output_dir)
+    assert verify(job.output_dir, ("answers",)).parents["model"] == verify(toy_quantized).digest
+    assert [answer.row for answer in answers] == list(range(10))
+
+    async def alone(engine: OpenVinoEngine) -> Any:
+        facts = verify(toy_quantized).model
+        assert facts is not None
+        return await collect(engine, prompts[7].ids, Sampling(max_tokens=8, stop_ids=facts.stop_ids))
+
+    assert list(answers[7].ids) == with_engine(toy_quantized, alone)[0]
+
+
+def test_quantize_tampered_model_exits_2_naming_file_and_digests(toy_base: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    for path in toy_base.iterdir():
+        (merged / path.name).write_bytes(path.read_bytes())
+    with (merged / "tokenizer.json").open("a") as stream:
+        stream.write(" ")
+    config = tmp_path / "quantize.json"
+    config.write_text(json.dumps({"output_dir": str(tmp_path / "out"), "merged_dir": str(merged)}))
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.quantize.openvino", "--config", str(config)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "tokenizer.json" in done.stderr
+    assert not (tmp_path / "out").exists()

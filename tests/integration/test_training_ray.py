@@ -1,0 +1,123 @@
+"""Fine-tuning on a real Ray Train: several workers compute what one computes, and a killed run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.contracts import read_manifest, verify
+from infra.errors import ConfigError
+from infra.settings import child_environment
+from training.adapter import ADAPTER_NAME
+from training.checkpoint import checkpoints_folder
+from training.config import FinetuneJob, LoraConfig, TrainConfig
+from training.finetune import finetune
+from training.worker import run_worker
+
+LORA = LoraConfig(rank=4, alpha=8)
+SETTINGS = TrainConfig(lora=LORA, precision="fp32", batch_rows=8, micro_batch_rows=3, cpus_per_worker=1, eval_rows=8, learning_rate=1e-2)
+STEPS = 400
+
+
+def job(output_dir: Path, base: Path, tokens: Path, settings: TrainConfig) -> FinetuneJob:
+    return FinetuneJob(
+        output_dir=output_dir, base_dir=base, tokens_dir=tokens, train=settings, progress_file=output_dir.with_suffix(".progress.jsonl")
+    )
+
+
+def uninterrupted(job: FinetuneJob) -> dict[str, torch.Tensor]:
+    """The adapter that one worker makes in this process, on one thread and without Ray."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    job.output_dir.mkdir()
+    run_worker(job, [read_manifest(job.base_dir).digest, read_manifest(job.tokens_dir).digest])
+    torch.set_num_threads(threads)
+    return dict(load_file(job.output_dir / ADAPTER_NAME))
+
+
+def test_two_workers_give_the_adapter_of_one(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    one = uninterrupted(job(tmp_path / "one", toy_base, toy_tokens, SETTINGS))
+    two = job(tmp_path / "two", toy_base, toy_tokens, SETTINGS.model_copy(update={"num_workers": 2}))
+    finetune(two)
+    other = load_file(tmp_path / "two" / ADAPTER_NAME)
+    assert set(other) == set(one)
+    assert max(float((other[name] - one[name]).abs().max()) for name in one) < 1e-5
+    facts = verify(tmp_path / "two", ("adapter",)).model
+    assert facts is not None
+    assert facts.adapter is not None
+    assert (facts.adapter.rank, facts.base_digest) == (4, read_manifest(toy_base).digest)
+    assert not checkpoints_folder(tmp_path / "two").exists()
+    summary, single = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("two", "one"))
+    assert summary["rows"] == single["rows"] == 2 * 45
+    assert summary["final_heldout_loss"] == pytest.approx(single["final_heldout_loss"], abs=1e-4)
+
+
+def test_loss_that_is_not_finite_ends_the_program_without_a_retry(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(
+        update={"learning_rate": 0.99, "max_gradient_norm": 1e30, "lora": LORA.model_copy(update={"alpha": 1e30})}
+    )
+    with pytest.raises(ConfigError, match=r"the loss is (nan|inf)"):
+        finetune(job(tmp_path / "out", toy_base, toy_tokens, settings))
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_killed_worker_and_killed_program_end_in_the_same_adapter(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1000.0, "max_steps": STEPS, "checkpoint_steps": 20, "eval_steps": STEPS})
+    expected = uninterrupted(job(tmp_path / "reference", toy_base, toy_tokens, settings))
+    ours = job(tmp_path / "killed", toy_base, toy_tokens, settings)
+    config_file = tmp_path / "job.json"
+    config_file.write_text(ours.model_dump_json())
+    command = [sys.executable, "-m", "training.finetune", "--config", str(config_file)]
+
+    program = subprocess.Popen(command, env=child_environment())
+    wait_for(lambda: steps_done(ours) >= 60, program)
+    os.kill(worker_of(program).pid, signal.SIGKILL)
+    seen = len(reports(ours))
+    wait_for(lambda: len(reports(ours)) > seen and steps_done(ours) >= 150, program)
+    assert 1 < reports(ours)[seen + 1] < 150  # the new worker went on from a checkpoint, not from the first step
+    family = psutil.Process(program.pid).children(recursive=True)
+    program.kill()
+    program.wait()
+    assert not psutil.wait_procs(family, timeout=30)[1]  # nothing is left running
+    assert not (ours.output_dir / "manifest.json").exists()
+
+    seen = len(reports(ours))
+    subprocess.run(command, env=child_environment(), check=True, timeout=120)
+    assert reports(ours)[seen] > 100
+    found = load_file(ours.output_dir / ADAPTER_NAME)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(found) == len(expected)
+
+
+def reports(job: FinetuneJob) -> list[int]:
+    """The step of every report so far."""
+    if job.progress_file is None or not job.progress_file.exists():
+        return []
+    return [json.loads(line)["done"] for line in job.progress_file.read_text().splitlines() if line.endswith("}")]
+
+
+def steps_done(job: FinetuneJob) -> int:
+    return (reports(job) or [0])[-1]
+
+
+def worker_of(program: subprocess.Popen[bytes]) -> psutil.Process:
+    return next(child for child in psutil.Process(program.pid).children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline()))
+
+
+def wait_for(condition: Callable[[], bool], program: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert program.poll() is None, "the program ended too early"
+        assert time.monotonic() < deadline, "the program makes no progress"
+        time.sleep(0.02)

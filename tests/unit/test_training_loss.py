@@ -1,0 +1,247 @@
+"""Packs, packed attention, hand-written gradients and the loss give what plain transformers and autograd give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.contracts import AdapterFacts
+from infra.errors import ArtifactError, ConfigError
+from training import attention
+from training.adapter import ADAPTER_NAME
+from training.config import FinetuneJob, LoraConfig, TrainConfig
+from training.data.tokens import TokenRow, read_token_rows
+from training.finetune import check_lora
+from training.loop import Trainer
+from training.lora import AdapterParameters, LoraLinear, initialize, load_tensors
+from training.loss import SupervisedLoss
+from training.model import attach_adapter, load_base, token_losses
+from training.packing import make_pack
+from training.worker import write_adapter
+
+FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
+LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
+
+
+def adapted(base_dir: Path, implementation: str = attention.NAME, dropout: float = 0.0) -> Any:
+    """The toy base in fp32 with adapters that are not zero."""
+    model = load_base(base_dir, torch.float32, implementation)
+    attach_adapter(model, FACTS, dropout)
+    initialize(model, 1)
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_B.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def plain_loss(model: Any, rows: list[TokenRow]) -> torch.Tensor:
+    """The mean loss that transformers and torch give, one row after another."""
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        labels = torch.tensor([token if marked else -100 for token, marked in zip(row.ids, row.supervised, strict=True)])
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        total = total + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+        count += sum(row.supervised[1:])
+    return total / count
+
+
+def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert set(found) == set(expected)
+    scale = max(float(tensor.abs().max()) for tensor in expected.values())
+    for name in expected:
+        assert float((found[name] - expected[name]).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_pack_loss_and_gradients_equal_plain_transformers(toy_base: Path, toy_tokens: Path, count: int) -> None:
+    rows = read_token_rows(toy_tokens, "train")[:count]
+    packed, plain = adapted(toy_base), adapted(toy_base, "eager")
+    pack = make_pack(rows)
+    assert (pack.prefix_tokens > 0) == (count > 1)
+    loss = token_losses(packed, pack).sum() / pack.num_supervised
+    expected = plain_loss(plain, rows)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    _assert_same(gradients(packed), gradients(plain), 1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "mistral"])
+def test_pack_loss_equals_plain_transformers_for_each_known_model(model_type: str, toy_tokens: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    extra: dict[str, Any] = {"head_dim": 8} if model_type == "qwen3" else {}
+    extra |= {"sliding_window": None} if model_type == "mistral" else {}
+    config = AutoConfig.for_model(model_type, vocab_size=320, max_position_embeddings=256, initializer_range=0.2, **sizes, **extra)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    rows = read_token_rows(toy_tokens, "train")[:5]
+    packed, plain = load_base(tmp_path, torch.float32), load_base(tmp_path, torch.float32, "eager")
+    pack = make_pack(rows)
+    assert float(token_losses(packed, pack).sum() / pack.num_supervised) == pytest.approx(float(plain_loss(plain, rows)), abs=1e-6)
+
+
+def test_pack_rows_do_not_see_each_other(toy_base: Path, toy_tokens: Path) -> None:
+    rows = read_token_rows(toy_tokens, "train")[:4]
+    changed = [*rows[:3], TokenRow(3, (*rows[3].ids[:-8], *([77] * 8)), rows[3].supervised)]
+    model = load_base(toy_base, torch.float32)
+    one, other = (token_losses(model, make_pack(these)) for these in (rows, changed))
+    kept = make_pack(rows).target_rows < 3
+    assert torch.equal(one[kept], other[kept])
+    assert not torch.equal(one, other)
+
+
+def test_loss_equals_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loss.CHUNK_ROWS", 3)
+    hidden, head, targets = torch.randn(8, 6, requires_grad=True), torch.randn(11, 6), torch.arange(8)
+    weights = torch.rand(8)
+    (SupervisedLoss.apply(hidden, head, targets) * weights).sum().backward()
+    found = hidden.grad.clone() if hidden.grad is not None else None
+    hidden.grad = None
+    (torch.nn.functional.cross_entropy(hidden @ head.t(), targets, reduction="none") * weights).sum().backward()
+    assert found is not None
+    assert torch.allclose(found, hidden.grad, atol=1e-6)
+
+
+def test_lora_gradients_equal_autograd_and_frozen_weights_get_none(toy_base: Path) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 5).requires_grad_(False)
+    layer = LoraLinear(linear, 3, 0.7, 0.0)
+    layer.lora_A.data.normal_()
+    layer.lora_B.data.normal_()
+    x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5)
+    (layer(x) * weight).sum().backward()
+    found = [x.grad, layer.lora_A.grad, layer.lora_B.grad]
+    a, b = layer.lora_A.detach().requires_grad_(), layer.lora_B.detach().requires_grad_()
+    y = x.detach().requires_grad_()
+    ((torch.nn.functional.linear(y, linear.weight, linear.bias) + 0.7 * (y @ a.t()) @ b.t()) * weight).sum().backward()
+    for one, other in zip(found, [y.grad, a.grad, b.grad], strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert linear.weight.grad is None
+
+
+def trainer(base_dir: Path, tokens_dir: Path, **settings: Any) -> Trainer:
+    config = TrainConfig(precision="fp32", lora=LORA, **{"batch_rows": 10, "epochs": 1, "learning_rate": 1e-2, **settings})
+    return Trainer(adapted(base_dir, dropout=config.lora.dropout), config, read_token_rows(tokens_dir, "train"))
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 3, 4])
+def test_accumulation_over_micro_batches_equals_the_whole_batch(toy_base: Path, toy_tokens: Path, micro_batch_rows: int) -> None:
+    whole, parts = trainer(toy_base, toy_tokens, micro_batch_rows=10), trainer(toy_base, toy_tokens, micro_batch_rows=micro_batch_rows)
+    one, other = whole.train_step(), parts.train_step()
+    assert one.loss == pytest.approx(other.loss, abs=1e-6)
+    assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+    assert torch.allclose(whole.adapters.gradient, parts.adapters.gradient, atol=1e-6)
+
+
+def test_training_toy_rows_loss_falls(toy_base: Path, toy_tokens: Path) -> None:
+    run = trainer(toy_base, toy_tokens, epochs=4, learning_rate=3e-2)
+    rows = read_token_rows(toy_tokens, "heldout")
+    before = run.evaluate(rows)
+    losses = [run.train_step().loss for _ in range(run.total_steps)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert run.evaluate(rows) < 0.6 * before
+
+
+def test_gradient_is_clipped_before_the_update(toy_base: Path, toy_tokens: Path) -> None:
+    run = trainer(toy_base, toy_tokens, max_gradient_norm=1e-3)
+    assert run.train_step().gradient_norm > 1e-2
+    assert float(run.adapters.gradient.norm()) == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_bf16_step_keeps_master_weights_that_rounding_would_lose(toy_base: Path, toy_tokens: Path) -> None:
+    model = load_base(toy_base, torch.bfloat16)
+    attach_adapter(model, FACTS)
+    initialize(model, 0)
+    config = TrainConfig(precision="bf16", lora=LORA, batch_rows=10, learning_rate=1e-6, warmup_share=0)
+    run = Trainer(model, config, read_token_rows(toy_tokens, "train"))
+    before = run.adapters.master.detach().clone()
+    run.train_step()
+    assert not torch.equal(before, run.adapters.master.detach())
+    assert torch.equal(run.adapters.compute, run.adapters.master.detach().to(torch.bfloat16))
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_rows(toy_base: Path, toy_tokens: Path) -> None:
+    run = trainer(toy_base, toy_tokens, batch_rows=3)
+    run.adapters.master.data.fill_(float("nan"))
+    run.adapters.publish()
+    rows = sorted(run.rows[index].row for index in run.plan.rows_of_step(0))
+    with pytest.raises(ConfigError, match=f"step 1: the loss is nan.*{rows}".replace("[", r"\[").replace("]", r"\]")):
+        run.train_step()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropout: float) -> None:
+    lora = LORA.model_copy(update={"dropout": dropout})
+    whole, first, second = (_with_dropout(toy_base, toy_tokens, lora) for _ in range(3))
+    for _ in range(4):
+        whole.train_step()
+    for _ in range(2):
+        first.train_step()
+    second.restore(first.state({}))
+    for _ in range(2):
+        second.train_step()
+    assert torch.equal(whole.adapters.master, second.adapters.master)
+
+
+def _with_dropout(base_dir: Path, tokens_dir: Path, lora: LoraConfig) -> Trainer:
+    config = TrainConfig(precision="fp32", lora=lora, batch_rows=10, epochs=1, learning_rate=1e-2)
+    return Trainer(adapted(base_dir, dropout=lora.dropout), config, read_token_rows(tokens_dir, "train"))
+
+
+def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = trainer(toy_base, toy_tokens)
+    run.train_step()
+    job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=run.config)
+    write_adapter(run, job)
+    peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32), tmp_path)
+    own = load_base(toy_base, torch.float32, "eager")
+    attach_adapter(own, FACTS)
+    load_tensors(own, load_file(tmp_path / ADAPTER_NAME))
+    ids = torch.tensor([run.rows[0].ids])
+    with torch.no_grad():
+        assert torch.allclose(peft_model(input_ids=ids).logits, own(input_ids=ids).logits, atol=1e-4)
+
+
+def test_adapter_that_does_not_fit_the_model_is_refused(toy_base: Path) -> None:
+    model = adapted(toy_base)
+    tensors = AdapterParameters(model).tensors()
+    name = next(iter(tensors))
+    for wrong in ({**tensors, "left.over": tensors[name]}, {**tensors, name: tensors[name][:1]}, {}):
+        with pytest.raises(ArtifactError, match="do not fit"):
+            load_tensors(model, wrong)
+
+
+def test_unknown_target_module_names_the_layers_that_exist(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(target_modules=("q_proj", "qkv_proj", "lm_head"))
+    job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=TrainConfig(lora=lora))
+    with pytest.raises(ConfigError) as caught:
+        check_lora(job)
+    assert "['lm_head', 'qkv_proj']" in caught.value.message
+    assert "gate_proj" in caught.value.message
+
+
+def test_adapter_size_from_headers_equals_what_is_trained(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=TrainConfig(lora=LORA))
+    assert check_lora(job) == AdapterParameters(adapted(toy_base)).master.numel()
+
+
+def test_model_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="'gpt2'"):
+        load_base(tmp_path, torch.float32)
