@@ -46,6 +46,11 @@ def child_environment() -> dict[str, str]:
     """Environment for the programs we start: no telemetry, no hub look-ups, no progress bars in logs."""
     return {
         **os.environ,
+        # Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

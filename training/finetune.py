@@ -6,6 +6,7 @@ Killed workers are replaced and go on from the last checkpoint; after the whole 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 
@@ -23,6 +24,7 @@ from training.weights import tensor_specs, weight_files
 
 FAILURE_NAME = "failure.json"
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
+RAY_EXTRAS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_USAGE_STATS_ENABLED")
 BYTES_PER_PARAMETER = 4 * 3  # one checkpoint holds master weights and two moments in fp32
 
 
@@ -70,6 +72,7 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
     Raises:
         TransientError: workers were lost more often than `max_failures`; checkpoints stay.
     """
+    _quieten()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -80,7 +83,6 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
     runs = checkpoints_folder(job.output_dir) / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
-    _quieten()
     ray.init(
         address="local", num_cpus=cpus * job.train.num_workers, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
@@ -117,6 +119,8 @@ def adapter_model(job: FinetuneJob, base: Manifest) -> ModelFacts:
 
 
 def _quieten() -> None:
+    for name in RAY_EXTRAS:  # each is one more process that takes seconds to start; read by Ray when it is imported
+        os.environ.setdefault(name, "0")
     warnings.filterwarnings("ignore", module=r"ray\..*")
     for name in ("ray", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

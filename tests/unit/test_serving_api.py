@@ -127,18 +127,20 @@ def test_api_bad_parameter_gives_4xx_that_names_it(
     assert engine.seen == []
 
 
+NAN_TOOL = b'{"model":"toy","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"a":NaN}}]}'
+LONE_SURROGATE = b'{"model":"toy","messages":[{"role":"user","content":"\\ud800"}]}'
+
+
 @pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe", b'{"model":"toy","temperature":NaN}', b"[" * 100_000, b'{"a":' * 5000,
-     b'{"model":"toy","messages":[{"role":"user","content":"\\ud800"}]}'],
-)  # fmt: skip
+    "body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe", NAN_TOOL, LONE_SURROGATE, b"[" * 100_000, b'{"a":' * 5000]
+)
 def test_api_body_that_is_no_json_object_gives_400(body: bytes) -> None:
     response = request(make_api(scripted("x")), "POST", CHAT, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_api_deeply_nested_tool_schema_gives_400() -> None:
+def test_api_deeply_nested_tool_schema_is_no_server_error() -> None:
     nested: dict[str, Any] = {}
     for _ in range(150):
         nested = {"a": nested}
@@ -223,7 +225,10 @@ def test_completion_stream_of_token_ids_has_no_usage_unless_asked() -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 5, 100])
-@pytest.mark.parametrize(("stop", "shown"), [("END", "ab EN c"), (["zzz", "N c"], "ab E"), ("nowhere", "ab EN cEND d"), (["c", "b"], "a")])
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [("END", "ab EN c"), (["zzz", "N c"], "ab E"), ("nowhere", "ab EN cEND d"), ("d!", "ab EN cEND d"), (["c", "b"], "a")],
+)
 def test_stop_string_across_tokens_ends_answer_before_it(chunk_tokens: int, stop: Any, shown: str) -> None:
     engine = scripted("ab EN cEND d", chunk_tokens=chunk_tokens)
     body = {"model": "toy", "prompt": "x", "stop": stop}
@@ -286,6 +291,29 @@ def test_full_queue_gives_503_with_retry_after() -> None:
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
     assert "2 requests" in response.json()["error"]["message"]
+
+
+def test_finished_requests_leave_the_queue() -> None:
+    api = make_api(scripted("x"), max_running_requests=1, max_queued_requests=0)
+    body = {"model": "toy", "prompt": "x"}
+    assert [request(api, "POST", COMPLETION, json=body).status_code for _ in range(3)] == [200] * 3
+
+
+def test_api_declared_length_over_the_limit_gives_413_unread() -> None:
+    sent: list[Any] = []
+
+    async def call() -> None:
+        async def receive() -> Any:
+            raise AssertionError("the body is not to be read")
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [(b"content-length", b"9000000000")], "query_string": b""}
+        await make_api(scripted("x"))(scope, receive, send)
+
+    asyncio.run(call())
+    assert sent[0]["status"] == 413
 
 
 @pytest.mark.parametrize("stream", [True, False])
