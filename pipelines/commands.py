@@ -16,6 +16,7 @@ from infra import registry, tracking
 from infra.config import apply_overrides, parse
 from infra.errors import ConfigError, SlipwayError
 from infra.files import read_json
+from infra.network import require_free_port
 from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
@@ -107,7 +108,7 @@ def data_check(path: Path, overrides: list[str], as_json: bool, quiet: bool) -> 
 def ui(port: int) -> None:
     """`slipway ui`."""
     settings = load_settings()
-    preflight.require_free_port("127.0.0.1", port)
+    require_free_port("127.0.0.1", port, "--port ")
     if not settings.tracking_uri.startswith("sqlite:"):
         print(f"the MLflow UI of this store is {settings.tracking_uri}")
         return

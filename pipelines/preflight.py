@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from importlib.util import find_spec
 from infra import models
 from infra.errors import ConfigError
 from infra.files import require_free_space
+from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.settings import Settings
 from pipelines.runner import Planned
 from pipelines.spec import Spec
@@ -40,19 +40,6 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
         raise ConfigError("\n".join(problems))
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Raises ConfigError when something listens on the port already."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"serve.port: {host}:{port} cannot be used ({error.strerror}). "
-                f"Stop what listens there, or take another: --set serve.port={port + 1}"
-            ) from error
-
-
 def _check_modules(planned: Sequence[Planned]) -> None:
     wanted = [name for item in planned if item.will_run for name in MODULES_BY_STEP.get(item.step.name.split("-")[0], ())]
     missing = sorted({name for name in wanted if find_spec(name) is None})
@@ -76,4 +63,4 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
 
 def _check_port(spec: Spec, will_serve: bool) -> None:
     if will_serve:
-        require_free_port(spec.serve.host, spec.serve.port)
+        require_free_port(spec.serve.host, spec.serve.port, SERVE_PORT_OPTION)

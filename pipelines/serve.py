@@ -14,11 +14,11 @@ from typing import Any
 
 from infra.errors import TransientError
 from infra.files import read_json
+from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import Job
 from infra.provenance import capture
 from infra.settings import Settings
 from pipelines.executors import local
-from pipelines.preflight import require_free_port
 from serving.config import ServeConfig, ServeJob
 
 SERVING_NAME = "serving.json"
@@ -41,7 +41,7 @@ def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeC
 
     Raises ConfigError when the port is taken, ArtifactError when the folder is not what its manifest says, TransientError on a late start.
     """
-    require_free_port(config.host, config.port)
+    require_free_port(config.host, config.port, SERVE_PORT_OPTION)
     folder = settings.home / "serving" / f"{model_name}-{config.port}"
     folder.mkdir(parents=True, exist_ok=True)
     ready_file = folder / SERVING_NAME

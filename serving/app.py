@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from typing import Any
 from infra.contracts import verify
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import write_json_atomic
+from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
 from serving.process_tree import adopt_orphans, end_children
@@ -37,7 +37,7 @@ def run(job: ServeJob) -> None:
     """
     started_s = time.time()
     verify(job.model_dir, ("quantized",))
-    _require_free_port(job.serve.host, job.serve.port)
+    require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_cores(job)
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
@@ -54,16 +54,6 @@ def run(job: ServeJob) -> None:
     finally:
         ready_file.unlink(missing_ok=True)
         _stop(is_ready)
-
-
-def _require_free_port(host: str, port: int) -> None:
-    """Raises ConfigError when nothing can listen on the address; a server of the moment before, in TIME_WAIT, does no harm."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"port {port} in use on {host} ({error}). Stop what listens there, or set serve.port to another.") from error
 
 
 def _with_cores(job: ServeJob) -> ServeJob:

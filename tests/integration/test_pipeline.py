@@ -141,7 +141,7 @@ def test_gate_that_refuses_exits_3_and_leaves_the_champion(report: dict[str, Any
 def test_port_in_use_is_refused_before_any_step(toy_spec: Path, tmp_path: Path, busy_port: int) -> None:
     done = slipway(tmp_path / "home", "run", str(toy_spec), "--set", f"serve.port={busy_port}")
     assert done.returncode == 2
-    assert f"127.0.0.1:{busy_port} cannot be used" in done.stderr
+    assert f"port {busy_port} on 127.0.0.1 cannot be used" in done.stderr
     assert not (tmp_path / "home" / "staging").exists()
 
 

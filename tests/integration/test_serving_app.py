@@ -182,7 +182,7 @@ def test_app_port_in_use_exits_2_before_ray_starts(start_toy_server: Callable[..
     server = start_toy_server(port=busy_port)
     _, stderr = server.process.communicate(timeout=30)
     assert server.process.returncode == 2
-    assert f"port {busy_port} in use" in stderr
+    assert f"port {busy_port} on 127.0.0.1 cannot be used" in stderr
     error = json.loads(Path(f"{server.config}.error.json").read_text())
     assert error["type"] == "ConfigError"
 
