@@ -69,7 +69,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(ours: list[dict[str, Any]], peers: list[dict[str, Any]], rows: float) -> dict[str, Any]:
-    """Our rows/s over the peer's, its memory over ours, and its loss; on a busy machine processor time (`cpu_ratio`) is the fairer one."""
+    """Our rows/s over the peer's, our peak memory over its, and its loss.
+
+    On a busy machine `cpu_ratio`, its processor time over ours, is the fairer of the two speeds.
+    """
     speeds = [rows / peer["seconds"] for peer in peers]
     return {
         "ratio": _median(ours, "rows_per_s") / statistics.median(speeds),

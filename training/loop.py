@@ -71,9 +71,7 @@ class Trainer:
         self._update(rate, norm)
         self.step += 1
         seconds = time.perf_counter() - started
-        return StepReport(
-            self.step, self.total_steps, loss, norm, rate, seconds, len(rows), sum(len(row.ids) for row in rows), supervised
-        )
+        return StepReport(self.step, self.total_steps, loss, norm, rate, seconds, len(rows), sum(len(row.ids) for row in rows), supervised)
 
     def evaluate(self, rows: Sequence[TokenRow]) -> float:
         """Mean loss over the supervised tokens of `rows`, over all workers."""

@@ -35,7 +35,7 @@ HELD_OUT_TEMPLATE_SHARE = 0.2
 MIN_TEMPLATES_TO_HOLD_OUT = 3  # an intent with fewer keeps them all for training
 MAX_INTENT_SHARE = 0.25  # of the rows of one draw
 MAX_TEMPLATE_SHARE = 0.01  # of the rows of one draw
-MIN_CAP_ROWS = 6
+MIN_CAP_ROWS = 8
 TRIES_PER_ROW = 8
 
 

@@ -23,7 +23,7 @@ from hassil.intents import Intent, IntentData, RangeSlotList, SlotList, TextSlot
 from hassil.recognize import RecognizeResult
 from hassil.util import normalize_for_matching
 
-from pipelines.datasets.smart_home_house import ALIASES, AREAS, DEVICES, FLOORS, FREE_TEXT, INTENTS, NARROWED_RANGES
+from pipelines.datasets.smart_home_house import ALIASES, AREAS, DEVICES, FLOORS, FREE_TEXT, INTENTS, NARROWED_RANGES, UNUSED_LISTS
 
 SPEAKER_AREA = "speaker area"  # stands for a room that the utterance does not mention
 
@@ -82,7 +82,11 @@ def load() -> Grammar:
             for sentence in block.sentences:
                 needed = sentence.get_required_clauses({**intents.expansion_rules, **block.expansion_rules})
                 required.append(frozenset(clause_ids.setdefault(clause, len(clause_ids)) for clause in needed))
-                if name in INTENTS and not _needs_speaker_area(block):
+                if (
+                    name in INTENTS
+                    and not _needs_speaker_area(block)
+                    and UNUSED_LISTS.isdisjoint(sentence.list_names(intents.expansion_rules))
+                ):
                     _add_template(templates, name, sentence, block)
             blocks.append((name, block, tuple(required)))
     return Grammar(intents, {**intents.slot_lists, **_house_lists()}, tuple(templates.values()), tuple(clause_ids), tuple(blocks))

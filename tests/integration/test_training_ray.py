@@ -102,7 +102,7 @@ def test_killed_worker_and_killed_program_end_in_the_same_adapter(toy_base: Path
     assert not (ours.output_dir / "manifest.json").exists()
 
     seen = len(reports(ours))
-    subprocess.run(command, env=child_environment(), check=True, timeout=120)
+    subprocess.run(command, env=child_environment(), check=True, timeout=300)
     assert reports(ours)[seen] > 100
     found = load_file(ours.output_dir / ADAPTER_NAME)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -124,7 +124,7 @@ def worker_of(program: subprocess.Popen[bytes]) -> psutil.Process:
     return next(child for child in psutil.Process(program.pid).children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline()))
 
 
-def wait_for(condition: Callable[[], bool], program: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], program: subprocess.Popen[bytes], timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert program.poll() is None, "the program ended too early"

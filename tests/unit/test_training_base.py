@@ -129,7 +129,8 @@ def write_toy_gguf(path: Path, weights: dict[str, torch.Tensor], tokenizer: Toke
     for add, value in (
         (writer.add_context_length, 256), (writer.add_embedding_length, 64), (writer.add_block_count, 2), (writer.add_head_count, 4),
         (writer.add_feed_forward_length, 128), (writer.add_head_count_kv, 2), (writer.add_rope_dimension_count, 16),
-        (writer.add_layer_norm_rms_eps, 1e-6), (writer.add_tokenizer_model, "gpt2"), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2),
+        (writer.add_layer_norm_rms_eps, 1e-6), (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2),
         (writer.add_tokenizer_pre, extra.get("pre", "gpt-2")), (writer.add_chat_template, "{{ messages }}"),
     ):  # fmt: skip
         add(value)

@@ -70,8 +70,9 @@ def test_row_whose_answer_melts_into_the_prompt_is_dropped(codec: ChatCodec, fac
 
 def test_row_with_an_earlier_answer_rewritten_by_the_template_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
     template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     assert only_split(with_template(codec, template), facts, SEVERAL_TURNS).dropped == {"template_boundary": 1}
 
