@@ -35,13 +35,13 @@ def chat_row(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_base: Path, free_port: int) -> Path:
+def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, free_port: int) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     for name, numbers in (("train", range(0, 96)), ("heldout", range(100, 108))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(chat_row(number)) + "\n" for number in numbers))
     spec = {
         "name": "toy",
-        "base_model": f"file:{toy_base}",
+        "base_model": f"file:{toy_model}",
         "dataset": {"type": "files", "train": "train.jsonl", "heldout": "heldout.jsonl"},
         "train": {"epochs": 1, "batch_rows": 8, "micro_batch_rows": 8, "lora": {"rank": 4}},
         "evaluate": {"max_new_tokens": 8},
