@@ -131,5 +131,7 @@ class PredictJob(Job):
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
     batch_rows: int = Field(64, ge=1)
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """Arithmetic. In fp32 two models differ in their answers only where their weights do; bf16 adds roundings of its own."""
     limit_rows: int | None = Field(None, ge=1)
     """Only the first so many held-out rows; absent means all."""

@@ -28,7 +28,7 @@ def predict(job: PredictJob) -> None:
     adapter = verify(job.adapter_dir, ("adapter",)) if job.adapter_dir else None
     facts = model_manifest.model
     assert facts is not None
-    model: Any = load_base(job.model_dir, compute_dtype("auto"), generate.NAME)
+    model: Any = load_base(job.model_dir, compute_dtype(job.precision), generate.NAME)
     if adapter is not None and job.adapter_dir is not None:
         if adapter.model is None or adapter.model.adapter is None or adapter.model.base_digest != model_manifest.digest:
             raise ArtifactError(f"{job.adapter_dir}: not an adapter of the model in {job.model_dir}. Name the base it was trained on.")
