@@ -33,7 +33,7 @@ C = TypeVar("C", bound=Config)
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file; raises ConfigError when it is absent, too large or not a mapping."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file. A spec file is needed: `slipway init` writes a commented one.")
+        raise ConfigError(f"{path}: no such file. A spec file is needed; pipelines/specs/smart_home.yaml is one to start from.")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size} bytes. A configuration of at most {MAX_CONFIG_BYTES} bytes is read.")
     try:

@@ -49,8 +49,8 @@ def _extra(extra: str, names: tuple[str, ...]) -> Check:
         except metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Check(f"[{extra}]", False, f"without {', '.join(missing)}: pip install 'slipway-ml[{extra}]'")
-    return Check(f"[{extra}]", True, ", ".join(found))
+        return Check(f"extra {extra}", False, f"without {', '.join(missing)}: pip install 'slipway-ml[{extra}]'")
+    return Check(f"extra {extra}", True, ", ".join(found))
 
 
 def _machine() -> Check:
