@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 PLAIN_INTERVAL_S = 15.0
+MODEL_ORDER = ("base", "adapter", "merged")  # then the served format
+LOG_WIDTH = 140  # of a log file, which has no width of its own
 
 
 class Display:
@@ -21,6 +23,8 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        if not self.console.is_terminal:
+            self.console = Console(stderr=True, quiet=quiet, highlight=False, width=LOG_WIDTH)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._name = ""
@@ -92,15 +96,13 @@ def plan_table(planned: Sequence[Any]) -> Table:
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Scores by model, each with its interval."""
-    metrics = list(dict.fromkeys(metric for by_metric in scores.values() for metric in by_metric))
-    table = Table("model", *metrics, box=None, pad_edge=False)
-    for model, by_metric in scores.items():
-        cells = []
-        for metric in metrics:
-            found = by_metric.get(metric)
-            cells.append(f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] n={found['n']:g}" if found else "-")
-        table.add_row(model, *cells)
+    """Scores by metric and model, each with its interval."""
+    scores = dict(sorted(scores.items(), key=lambda item: (*MODEL_ORDER, item[0]).index(item[0])))
+    metrics = dict.fromkeys((metric, by_metric[metric]["n"]) for by_metric in scores.values() for metric in by_metric)
+    table = Table("score", "rows", *scores, box=None, pad_edge=False)
+    for metric, n in metrics:
+        found = [by_metric.get(metric) for by_metric in scores.values()]
+        table.add_row(metric, f"{n:g}", *(f"{it['value']:.3f} ({it['low']:.3f}-{it['high']:.3f})" if it else "-" for it in found))
     return table
 
 
