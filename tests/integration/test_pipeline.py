@@ -148,15 +148,15 @@ def test_port_in_use_is_refused_before_any_step(toy_spec: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "empty"),
+        ("", "no rows in this file (0 bytes)"),
         ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n{oops\n', "train.jsonl:2"),
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "assistant"),
         ('{"foo": 1}\n', "messages"),
     ],
 )
-def test_bad_dataset_exits_2_and_says_where(toy_spec: Path, tmp_path: Path, rows: str, message: str) -> None:
+def test_bad_dataset_exits_2_and_says_where(toy_spec: Path, home: Path, tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "train.jsonl").write_text(rows)
-    done = slipway(tmp_path / "home", "run", str(toy_spec), "--no-serve", "--set", f"dataset.train={tmp_path / 'train.jsonl'}")
+    done = slipway(home, "run", str(toy_spec), "--no-serve", "--set", f"dataset.train={tmp_path / 'train.jsonl'}")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
 

@@ -80,6 +80,7 @@ def test_loss_that_is_not_finite_ends_the_program_without_a_retry(toy_model: Pat
     assert reports(spoilt) == []
 
 
+@pytest.mark.slow
 def test_killed_worker_and_killed_program_end_in_the_same_adapter(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1000.0, "max_steps": STEPS, "checkpoint_steps": 20, "eval_steps": STEPS})
     expected = uninterrupted(job(tmp_path / "reference", toy_base, toy_tokens, settings))
