@@ -115,19 +115,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an orderly stop, as for Ctrl-C
     try:
         result: Any = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0  # typer gives 130 for Ctrl-C
     except SlipwayError as error:
         print(f"slipway: {error.message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("slipway: interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except Exception as error:
         usage = getattr(error, "format_message", None)  # click's usage errors carry their own text and exit code
         if usage is None:
             raise
         print(f"slipway: {usage()}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    sys.exit(result if isinstance(result, int) else 0)
+        code = getattr(error, "exit_code", 2)
+    if code == EXIT_INTERRUPTED:
+        print("slipway: interrupted; the same command resumes", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
