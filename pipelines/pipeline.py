@@ -41,7 +41,8 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         passed = all(gate["passed"] for gate in gates)
         version = _register(spec, outcome, tracked, passed)
         result = report.build(spec, tracked.run_id, outcome, version, None)
-        _record(result, outcome, tracked, run_dir)
+        _record(result, outcome, tracked)
+        _record_report(result, tracked, run_dir)
         display.note("")
         display.console.print(score_table(result["scores"]))
         display.note("")
@@ -57,7 +58,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         if will_serve:
             with serving(settings, version.folder, spec.name, spec.serve) as served:
                 result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, display)
-                _record(result, outcome, tracked, run_dir)
+                _record_report(result, tracked, run_dir)
                 _say_where(settings, run_dir, display)
                 if keep_serving:
                     wait(served, display)
@@ -109,8 +110,14 @@ def _register(spec: Spec, outcome: Outcome, tracked: Tracked, passed: bool) -> r
     return registry.lookup(tracked.client, version.name, version.version)
 
 
-def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked, run_dir: Path) -> None:
-    for path in [*report.write(result, run_dir), *report.files(outcome)]:
+def _record_report(result: dict[str, Any], tracked: Tracked, run_dir: Path) -> None:
+    """Writes the report and shows it in MLflow; done again when serving has answered."""
+    for path in report.write(result, run_dir):
+        tracked.client.log_artifact(tracked.run_id, str(path))
+
+
+def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
+    for path in report.files(outcome):
         tracked.client.log_artifact(tracked.run_id, str(path))
     metrics = {f"{model}/{metric}": score["value"] for model, scores in result["scores"].items() for metric, score in scores.items()}
     tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})

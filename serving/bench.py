@@ -1,6 +1,6 @@
 """Measures serving: the bare engine against the same engine behind HTTP, in turns, in one run.
 
-- The bare engine runs in this process; the server and the clients are processes of their own, as in real use.
+- The bare engine is the library's pipeline stepped in this process, with no event loop; server and clients are processes of their own.
 - The two take turns, so that what else the machine does hits both; the ratio is of the medians.
 - The last line on stdout is one JSON object; all else goes to stderr.
 """
@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from infra.files import read_json, write_json_atomic
 from infra.settings import child_environment
 from serving.app import READY_NAME
 from serving.config import ServeConfig, ServeJob
-from serving.engines.base import Engine, Sampling
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.base import Sampling
+from serving.engines.openvino_steps import Batch, load
 from serving.load import prompt
 
 MODEL_NAME = "bench"
@@ -41,50 +41,43 @@ async def bench(model_dir: Path, streams: list[int], num_tokens: int, num_rounds
     """The figures of `model_dir`; seconds and tokens/s. Raises ArtifactError, ConfigError and TransientError as the server does."""
     verify(model_dir, ("quantized",))
     limits = ServeConfig(port=port)
-    engine = OpenVinoEngine(model_dir, limits.max_running_requests, limits.cache_gb, os.cpu_count())
     codec = load_codec(model_dir)
     with _server(model_dir, limits) as (url, started_s):
-        await engine.start()
-        try:
-            await _both(engine, codec, url, 4, 16)  # warms both: the first steps of a shape are compiled
-            rounds = {n: [await _both(engine, codec, url, n, num_tokens) for _ in range(num_rounds)] for n in streams}
-            one_token = {
-                "engine_one_token_p50_s": await _engine_one_token(engine, codec),
-                **await _load(url, NUM_ONE_TOKEN, 1),
-            }
-        finally:
-            await engine.stop()
+        batch = Batch(load(str(model_dir), limits.max_running_requests, limits.cache_gb, os.cpu_count()))
+        await _both(batch, codec, url, 4, 16)  # warms both: the first steps of a shape are compiled
+        rounds = {n: [await _both(batch, codec, url, n, num_tokens) for _ in range(num_rounds)] for n in streams}
+        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await _load(url, NUM_ONE_TOKEN, 1)}
     return {"streams": {str(n): _summary(results) for n, results in rounds.items()}, **one_token, "server_started_s": started_s}
 
 
-async def _both(engine: Engine, codec: ChatCodec, url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
+async def _both(batch: Batch, codec: ChatCodec, url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
     """One turn each."""
-    bare = await _engine_tokens_per_s(engine, codec, num_streams, num_tokens)
+    nonce = uuid.uuid4().hex
+    started_s = time.perf_counter()
+    num_made = _engine_tokens(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)
+    bare = num_made / (time.perf_counter() - started_s)
     figures = {"engine_tokens_per_s": bare, **await _load(url, num_streams, num_tokens)}
     print(f"{num_streams:3d} streams: engine {bare:7.1f} tokens/s, HTTP {figures['tokens_per_s']:7.1f}", file=sys.stderr, flush=True)
     return figures
 
 
-async def _engine_tokens_per_s(engine: Engine, codec: ChatCodec, num_streams: int, num_tokens: int) -> float:
-    nonce = uuid.uuid4().hex
-    prompts = [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)]
-    started_s = time.perf_counter()
-    counts = await asyncio.gather(*(_count_tokens(engine, ids, num_tokens) for ids in prompts))
-    return sum(counts) / (time.perf_counter() - started_s)
-
-
-async def _engine_one_token(engine: Engine, codec: ChatCodec) -> float:
+def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
     times_s = []
     for index in range(NUM_ONE_TOKEN):
         started_s = time.perf_counter()
-        await _count_tokens(engine, codec.encode_text(prompt("again", index % 4)), 1)
+        _engine_tokens(batch, [codec.encode_text(prompt("again", index % 4))], 1)
         times_s.append(time.perf_counter() - started_s)
     return statistics.median(times_s)
 
 
-async def _count_tokens(engine: Engine, prompt_ids: list[int], num_tokens: int) -> int:
-    async with aclosing(engine.generate(prompt_ids, Sampling(max_tokens=num_tokens))) as chunks:
-        return sum([len(chunk.ids) async for chunk in chunks])
+def _engine_tokens(batch: Batch, prompts: list[list[int]], num_tokens: int) -> int:
+    """Answers all prompts together; the number of tokens made."""
+    num_made = 0
+    for number, ids in enumerate(prompts):
+        batch.add(number, ids, Sampling(max_tokens=num_tokens))
+    while batch.has_work:
+        num_made += sum(len(ids) for _, ids, _, _ in batch.step())
+    return num_made
 
 
 async def _load(url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:

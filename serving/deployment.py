@@ -1,6 +1,7 @@
 """The model as one Ray Serve deployment.
 
-The replica loads neither torch nor transformers: the engine reads OpenVINO's own format and the codec needs `tokenizers` only.
+Neither the replica nor its engine's process loads torch or transformers: the engine reads OpenVINO's own format, and the codec needs
+`tokenizers` only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from infra.errors import ArtifactError
 from infra.files import read_json
 from serving.config import ServeJob
 from serving.engines.base import EngineError
+from serving.engines.openvino import OpenVinoEngine
 from serving.metrics import make_metrics
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
@@ -62,8 +64,6 @@ class OpenAIServer:
     """One replica: an engine, and the API in front of it."""
 
     async def __init__(self, job_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
-        from serving.engines.openvino import OpenVinoEngine  # half a second that only the replica should spend
-
         job = ServeJob.model_validate_json(job_json)
         model = read_served_model(job)
         limits = job.serve

@@ -17,12 +17,17 @@ import pytest
 from infra.settings import child_environment
 
 
-@pytest.fixture(scope="session")
-def free_port() -> int:
-    """A port that nothing listens on."""
+def find_free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def free_port() -> int:
+    """A port that nothing listens on."""
+    return find_free_port()
 
 
 @pytest.fixture
@@ -164,10 +169,7 @@ def start_toy_server(toy_quantized: Path, tmp_path_factory: pytest.TempPathFacto
     """Starts a server of the toy model on a free port."""
 
     def start(model_dir: Path = toy_quantized, port: int | None = None, **serve: object) -> RunningServer:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = int(probe.getsockname()[1])
-        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or free, **serve)
+        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or find_free_port(), **serve)
 
     return start
 

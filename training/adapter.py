@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from infra.contracts import AdapterFacts
+from infra.errors import ConfigError
 from training.config import LoraConfig
 
 ADAPTER_NAME = "adapter_model.safetensors"
@@ -20,3 +22,12 @@ def adapter_facts(config: LoraConfig) -> AdapterFacts:
 def adapter_scale(facts: AdapterFacts) -> float:
     """Factor of B A: alpha / rank, or alpha / sqrt(rank) when rank-stabilised (Kalajdzievski 2023, arXiv 2312.03732)."""
     return facts.alpha / (math.sqrt(facts.rank) if facts.use_rslora else facts.rank)
+
+
+def check_targets(targets: Iterable[str], linear_names: Iterable[str]) -> None:
+    """Raises ConfigError where a target is not the name of a linear layer; `linear_names` are full module names."""
+    exist = {name.rpartition(".")[2] for name in linear_names}
+    if unknown := sorted(set(targets) - exist):
+        raise ConfigError(
+            f"training.lora.target_modules: {unknown} are no linear layers of this model; it has {sorted(exist)}. Choose among these."
+        )

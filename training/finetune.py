@@ -15,8 +15,7 @@ from infra.contracts import Manifest, ModelFacts, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import read_json, require_free_space
 from infra.process import run_program
-from training.adapter import adapter_facts
-from training.base import CONFIG_NAME
+from training.adapter import adapter_facts, check_targets
 from training.checkpoint import checkpoints_folder
 from training.config import FinetuneJob
 from training.folders import fresh_folder
@@ -52,16 +51,10 @@ def finetune(job: FinetuneJob) -> None:
 
 def check_lora(job: FinetuneJob) -> int:
     """The adapter's number of parameters, from the headers of the weight files. Raises ConfigError for an unknown target layer."""
-    config = read_json(job.base_dir / CONFIG_NAME)
     specs = [spec for name in weight_files(job.base_dir) for spec in tensor_specs(job.base_dir / name)]
     linear = {spec.name.removesuffix(".weight"): spec.shape for spec in specs if len(spec.shape) == 2 and "embed" not in spec.name}
     linear.pop("lm_head", None)
-    exist = sorted({name.rpartition(".")[2] for name in linear})
-    if unknown := sorted(set(job.train.lora.target_modules) - set(exist)):
-        raise ConfigError(
-            f"training.lora.target_modules: {unknown} are no linear layers of this {config.get('model_type')!r} model; "
-            f"it has {exist}. Choose among these."
-        )
+    check_targets(job.train.lora.target_modules, linear)
     wanted = (shape for name, shape in linear.items() if name.rpartition(".")[2] in job.train.lora.target_modules)
     return sum(job.train.lora.rank * (rows + columns) for rows, columns in wanted)
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.errors import ArtifactError, ConfigError
-from training.adapter import PEFT_PREFIX
+from infra.errors import ArtifactError
+from training.adapter import PEFT_PREFIX, check_targets
 
 
 class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
@@ -108,13 +108,6 @@ class AdapterParameters:
 def peft_name(parameter: str) -> str:
     """`model.layers.0.mlp.up_proj.lora_A` as PEFT writes it."""
     return f"{PEFT_PREFIX}{parameter}.weight"
-
-
-def check_targets(targets: Iterable[str], linear_names: Iterable[str]) -> None:
-    """Raises ConfigError where a target is not the name of a linear layer; `linear_names` are full module names."""
-    exist = {name.rpartition(".")[2] for name in linear_names}
-    if unknown := sorted(set(targets) - exist):
-        raise ConfigError(f"lora.target_modules names {unknown}; the linear layers of this model are {sorted(exist)}. Choose among these.")
 
 
 def attach(model: nn.Module, rank: int, scale: float, dropout: float, targets: Iterable[str]) -> None:

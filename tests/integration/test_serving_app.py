@@ -130,16 +130,17 @@ def test_server_disconnected_clients_stop_the_engine(toy_server: Any, stream: bo
 
 def test_server_replica_loads_neither_torch_nor_transformers(toy_server: Any, client: openai.OpenAI) -> None:
     client.completions.create(model="toy", prompt="lamp", max_tokens=2)
-    replicas = [process for process in toy_server.family() if "ServeReplica" in " ".join(process.cmdline())]
-    assert len(replicas) == 1
-    maps = Path(f"/proc/{replicas[0].pid}/maps").read_text()
-    assert "openvino" in maps
-    assert "libtorch" not in maps
-    assert "site-packages/torch/" not in maps
+    by_command = [(" ".join(process.cmdline()), Path(f"/proc/{process.pid}/maps").read_text()) for process in toy_server.family()]
+    (replica,) = [maps for command, maps in by_command if "ServeReplica" in command]
+    (engine,) = [maps for command, maps in by_command if "openvino_steps" in command]
+    assert "libopenvino" in engine
+    for maps in (replica, engine):
+        assert "libtorch" not in maps
+        assert "site-packages/torch/" not in maps
 
 
 def test_serving_modules_import_neither_torch_nor_transformers() -> None:
-    code = "import serving.deployment, serving.engines.openvino, serving.app, serving.predict, sys; print(*sys.modules)"
+    code = "import serving.deployment, serving.engines.openvino_steps, serving.app, serving.predict, sys; print(*sys.modules)"
     modules = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert "openvino_genai" in modules
     assert modules.isdisjoint({"torch", "transformers", "optimum", "nncf", "training", "mlflow"})

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 
 from infra.answers import Prompt, read_answers, write_prompts
 from infra.chat import load_codec
 from infra.contracts import verify, write_manifest
+from infra.errors import ArtifactError
 from infra.provenance import Provenance
 from serving.config import PredictJob
+from serving.engines import openvino_steps
 from serving.engines.base import EngineError, RequestRefusedError, Sampling
 from serving.engines.openvino import OpenVinoEngine
 from serving.predict import predict
@@ -39,6 +44,11 @@ def with_engine(folder: Path, use: Any, engine_type: type[OpenVinoEngine] = Open
     return asyncio.run(run())
 
 
+def engine_processes(pid: int | None = None) -> list[psutil.Process]:
+    """The engines' processes right below this process, or `pid`."""
+    return [child for child in psutil.Process(pid).children() if any("openvino_steps" in word for word in child.cmdline())]
+
+
 async def collect(engine: OpenVinoEngine, prompt: tuple[int, ...], sampling: Sampling) -> tuple[list[int], str | None]:
     ids: list[int] = []
     reason = None
@@ -59,7 +69,11 @@ def test_quantized_artifact_verifies_and_names_its_parent(toy_quantized: Path, t
 
 
 def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_base: Path) -> None:
-    """The token that INT8 picks is among the likeliest of the 16-bit model: rounding moves logits a little, a wrong export anywhere."""
+    """The token that INT8 picks is among the likeliest of the 16-bit model: rounding moves logits a little, a wrong export anywhere.
+
+    Random weights have near ties: 7 of 8 tokens agreed on a processor with AVX2, 5 of 8, the others second, on one with VNNI and BF16,
+    where OpenVINO rounds activations too. By chance one in 320 would.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,7 +88,7 @@ def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_ba
 
     ranks = [order.index(token) for order, token in zip(ranked, with_engine(toy_quantized, first_tokens), strict=True)]
     assert max(ranks) <= 3
-    assert ranks.count(0) >= len(ranks) - 2
+    assert ranks.count(0) >= len(ranks) / 2
 
 
 def test_engine_greedy_answer_is_the_same_alone_and_among_others(toy_quantized: Path) -> None:
@@ -162,8 +176,20 @@ class BrokenPipeline:
 
 
 class BreakingEngine(OpenVinoEngine):
-    def _load(self) -> Any:
-        return BrokenPipeline(super()._load(), breaks_at=4)
+    """An engine whose pipeline runs in a thread here and breaks."""
+
+    def _launch(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+
+        def answer() -> None:
+            with theirs:
+                lines = openvino_steps.JsonLines(theirs)
+                settings = lines.read(wait=True)[0]
+                lines.write({"ready": True})
+                openvino_steps.answer_until_closed(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4), lines)
+
+        threading.Thread(target=answer, daemon=True).start()
+        return ours
 
 
 def test_engine_failing_step_fails_all_requests_and_later_ones(toy_quantized: Path) -> None:
@@ -176,6 +202,57 @@ def test_engine_failing_step_fails_all_requests_and_later_ones(toy_quantized: Pa
             await collect(engine, PROMPT, Sampling(max_tokens=1))
 
     with_engine(toy_quantized, run, BreakingEngine)
+
+
+def test_engine_killed_process_fails_its_requests_and_later_ones(toy_quantized: Path) -> None:
+    async def run(engine: OpenVinoEngine) -> None:
+        waiting = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=200_000)))
+        await asyncio.sleep(0.2)
+        (process,) = engine_processes()
+        process.kill()
+        with pytest.raises(EngineError, match="process ended"):
+            await waiting
+        assert engine.failure is not None
+        with pytest.raises(EngineError, match="process ended"):
+            await collect(engine, PROMPT, Sampling(max_tokens=1))
+
+    with_engine(toy_quantized, run)
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from serving.engines.base import Sampling
+from serving.engines.openvino import OpenVinoEngine
+
+async def run():
+    engine = OpenVinoEngine(Path(sys.argv[1]), 4, 1)
+    await engine.start()
+    async for _ in engine.generate((5, 6, 7), Sampling(max_tokens=200_000)):
+        print("answering", flush=True)
+
+asyncio.run(run())
+"""
+
+
+def test_engine_process_ends_with_a_parent_that_is_killed(toy_quantized: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(toy_quantized)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "answering\n"
+        (child,) = engine_processes(parent.pid)
+        parent.kill()
+    child.wait(timeout=20)
+
+
+def test_engine_unreadable_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
+
+    async def use(engine: OpenVinoEngine) -> None:
+        raise AssertionError("it must not start")
+
+    with pytest.raises(ArtifactError, match="OpenVINO cannot load it"):
+        with_engine(tmp_path, use)
+    assert not engine_processes()
 
 
 def test_predict_answers_in_the_order_of_the_prompts(toy_quantized: Path, tmp_path: Path) -> None:

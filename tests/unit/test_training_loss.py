@@ -25,6 +25,7 @@ from training.worker import write_adapter
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
+LOSS_TOLERANCE = 1e-5  # losses of about 6.9, where neighbouring fp32 numbers are 5e-7 apart and products add up in another order
 
 
 def adapted(base_dir: Path, implementation: str = attention.NAME, dropout: float = 0.0) -> Any:
@@ -72,7 +73,7 @@ def test_pack_loss_and_gradients_equal_plain_transformers(toy_base: Path, toy_to
     expected = plain_loss(plain, rows)
     loss.backward()
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), abs=LOSS_TOLERANCE)
     _assert_same(gradients(packed), gradients(plain), 1e-5)
 
 
@@ -84,11 +85,13 @@ def test_pack_loss_equals_plain_transformers_for_each_known_model(model_type: st
     extra: dict[str, Any] = {"head_dim": 8} if model_type == "qwen3" else {}
     extra |= {"sliding_window": None} if model_type == "mistral" else {}
     config = AutoConfig.for_model(model_type, vocab_size=320, max_position_embeddings=256, initializer_range=0.2, **sizes, **extra)
+    torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     rows = read_token_rows(toy_tokens, "train")[:5]
     packed, plain = load_base(tmp_path, torch.float32), load_base(tmp_path, torch.float32, "eager")
     pack = make_pack(rows)
-    assert float(token_losses(packed, pack).sum() / pack.num_supervised) == pytest.approx(float(plain_loss(plain, rows)), abs=1e-6)
+    loss = float(token_losses(packed, pack).sum() / pack.num_supervised)
+    assert loss == pytest.approx(float(plain_loss(plain, rows)), abs=LOSS_TOLERANCE)
 
 
 def test_pack_rows_do_not_see_each_other(toy_base: Path, toy_tokens: Path) -> None:
