@@ -17,13 +17,16 @@ NAME = "slipway_packed"
 
 
 class _Move(torch.autograd.Function):  # type: ignore[misc]
-    """x (heads, n, dim) -> (heads, places, dim), zero where a place is -1; the gradient moves back by the inverse places."""
+    """x (heads, n, dim) -> (heads, places, dim), some token where a place is -1; the gradient moves back by the inverse places.
+
+    Nobody looks there: padding comes after its row's tokens, and what padding itself sees is dropped. So only gradients need zeros.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, inverse: Tensor) -> Tensor:
         """The tokens at `places`."""
         ctx.save_for_backward(inverse)
-        return take_places(x, places)
+        return x.index_select(1, places.clamp(min=0))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -45,7 +48,7 @@ def packed_attention(
 
 
 def _rows_attend(q: Tensor, k: Tensor, v: Tensor, packing: Pack) -> Tensor:
-    """Every row to the prefix and to itself; (H, T, D), zero for the prefix's own tokens."""
+    """Every row to the prefix and to itself; (H, T, D), of no meaning for the prefix's own tokens."""
     padded, packed, num_rows = packing.padded_places, packing.packed_places, packing.num_rows
     heads, kv_heads, dim = len(q), len(k), q.shape[-1]
     own_q, own_k, own_v = (_Move.apply(x, padded, packed) for x in (q, k, v))  # type: ignore[no-untyped-call]

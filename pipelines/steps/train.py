@@ -9,7 +9,7 @@ from training.config import FinetuneJob, TrainConfig
 
 def step(spec: Spec) -> Step:
     """The step that needs the tokens and the base model."""
-    return Step("train", 1, "adapter", spec.train, run, needs={"render": "tokens", "base": "base"})
+    return Step("train", 2, "adapter", spec.train, run, needs={"render": "tokens", "base": "base"})
 
 
 def run(config: TrainConfig, context: StepContext) -> None:
