@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,11 @@ import psutil
 import pytest
 
 from infra.settings import child_environment
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C through to the programs under test: in a background job of a script it is ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def find_free_port() -> int:

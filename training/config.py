@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.process import Job
@@ -18,6 +18,8 @@ class LoraConfig(Config):
     """Rank of the update B A."""
     alpha: float = Field(32.0, gt=0)
     """The update is scaled by alpha / rank."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that a high rank does not fade (Kalajdzievski 2023, arXiv 2312.03732)."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,11 +38,17 @@ class TrainConfig(Config):
     """Rows of one optimizer step, over all workers."""
     micro_batch_rows: int = Field(16, ge=1, le=65536)
     """Rows of one forward and backward pass on one worker; gradients accumulate up to `batch_rows`."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with momentum 0.9, which keeps one moment instead of two."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "cosine"
+    """The learning rate after the warm-up; `warmup_stable_decay` stays at the peak and falls at the end (arXiv 2405.18392)."""
     final_learning_rate_share: float = Field(0.0, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Where the fall ends, as a share of the peak."""
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """Share of the steps, at the end, over which `warmup_stable_decay` falls."""
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
@@ -60,9 +68,17 @@ class TrainConfig(Config):
     """Held-out loss every so many steps."""
     eval_rows: int = Field(64, ge=0)
     """Held-out rows used for that loss."""
+    early_stop_evals: int | None = Field(None, ge=1)
+    """Stop once so many held-out losses in a row were no new lowest, and keep the adapter of the lowest; absent means never."""
     log_steps: int = Field(5, ge=1, json_schema_extra={"identity": False})
     """Metrics every so many steps."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _early_stop_has_a_loss_to_look_at(self) -> Self:
+        if self.early_stop_evals and not self.eval_rows:
+            raise ValueError("early_stop_evals needs held-out losses, and eval_rows is 0. Raise eval_rows or leave early_stop_evals out.")
+        return self
 
 
 class DataConfig(Config):

@@ -24,7 +24,7 @@ from training.weights import tensor_specs, weight_files
 FAILURE_NAME = "failure.json"
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
 RAY_EXTRAS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_USAGE_STATS_ENABLED")
-BYTES_PER_PARAMETER = 4 * 3  # one checkpoint holds master weights and two moments in fp32
+BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments and, with early stopping, the best weights, in fp32
 
 
 def finetune(job: FinetuneJob) -> None:

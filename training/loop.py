@@ -26,6 +26,8 @@ from training.model import token_losses
 from training.packing import Pack
 from training.schedule import learning_rate, total_steps
 
+SGD_MOMENTUM = 0.9
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -45,6 +47,13 @@ class StepReport:
     supervised_tokens: int
 
 
+def make_optimizer(config: TrainConfig, parameters: Tensor) -> torch.optim.Optimizer:
+    """The configured optimizer of one flat tensor; the learning rate is set before each step."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD([parameters], momentum=SGD_MOMENTUM, weight_decay=config.weight_decay, foreach=False)
+    return torch.optim.AdamW([parameters], weight_decay=config.weight_decay, foreach=False)
+
+
 class Trainer:
     """Model, adapters and optimizer of one worker, with their position in the run."""
 
@@ -52,10 +61,11 @@ class Trainer:
         self.model, self.config, self.rows = model, config, rows
         self.rank, self.num_workers = rank, num_workers
         self.adapters = AdapterParameters(model)
-        self.optimizer = torch.optim.AdamW([self.adapters.master], weight_decay=config.weight_decay, foreach=False)
+        self.optimizer = make_optimizer(config, self.adapters.master)
         self.plan = BatchPlan(config, len(rows))
         self.total_steps = total_steps(config, len(rows))
         self.step = 0
+        self._remembered: Tensor | None = None
 
     def train_step(self) -> StepReport:
         """One optimizer step. Raises ConfigError that names the rows where a loss is not finite."""
@@ -86,7 +96,9 @@ class Trainer:
         """A copy of what a checkpoint must hold."""
         moments = self.optimizer.state[self.adapters.master]
         tensors = {"master": self.adapters.master.detach().clone()}
-        tensors |= {name: moments[name].clone() for name in ("exp_avg", "exp_avg_sq") if name in moments}
+        tensors |= {name: moment.clone() for name, moment in moments.items() if name != "step" and moment is not None}
+        if self._remembered is not None:
+            tensors["remembered"] = self._remembered
         return TrainState(self.step, tensors, history)
 
     def restore(self, state: TrainState) -> None:
@@ -94,8 +106,19 @@ class Trainer:
         self.step = state.step
         self.adapters.master.data.copy_(state.tensors["master"])
         self.adapters.publish()
-        moments = {name: state.tensors[name] for name in ("exp_avg", "exp_avg_sq")}
+        self._remembered = state.tensors.get("remembered")
+        moments = {name: tensor for name, tensor in state.tensors.items() if name not in ("master", "remembered")}
         self.optimizer.state[self.adapters.master] = {"step": torch.tensor(float(state.step)), **moments}
+
+    def remember(self) -> None:
+        """Keeps a copy of the adapters as they are now."""
+        self._remembered = self.adapters.master.detach().clone()
+
+    def recall(self) -> None:
+        """Goes back to the adapters last remembered, if any."""
+        if self._remembered is not None:
+            self.adapters.master.data.copy_(self._remembered)
+            self.adapters.publish()
 
     def _accumulate(self, packs: Sequence[Pack], supervised: int) -> float:
         """Gradients of this worker's packs, collected in fp32; the sum of their losses."""

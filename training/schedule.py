@@ -19,10 +19,23 @@ def steps_per_epoch(config: TrainConfig, num_rows: int) -> int:
 
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then half a cosine down to the final share; `step` counts from zero and no step has rate zero in warm-up."""
+    """Linear warm-up, then the schedule down to the final share; `step` counts from zero and no step has rate zero in warm-up."""
     warmup_steps = math.ceil(config.warmup_share * num_steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     floor = config.final_learning_rate_share
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.learning_rate * (floor + (1 - floor) * _height(config, step, warmup_steps, num_steps))
+
+
+def _height(config: TrainConfig, step: int, warmup_steps: int, num_steps: int) -> float:
+    """The schedule between its peak, 1, and its end, 0."""
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "linear":
+        return 1.0 - progress
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    decay_steps = max(1, min(math.ceil(config.decay_share * num_steps), num_steps - warmup_steps))
+    decayed = max(0, step - (num_steps - decay_steps)) / decay_steps
+    return 1.0 - math.sqrt(decayed)  # the shape that Haegele et al. 2024 (arXiv 2405.18392) found best

@@ -58,21 +58,28 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], rank: int = 0, num_work
     train_to_end(trainer, recorder, job, fingerprint)
     if rank == 0:
         write_adapter(trainer, job)
-        recorder.finish(time.perf_counter() - started)
+        recorder.finish(time.perf_counter() - started, trainer.step)
 
 
 def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, fingerprint: str) -> None:
-    """Every step that is left, with held-out loss and checkpoints at their steps; the last step always has a held-out loss."""
+    """Every step that is left, with held-out loss and checkpoints at their steps; the last step always has a held-out loss.
+
+    With `early_stop_evals` it may end before, and leaves the trainer with the adapter of the lowest held-out loss.
+    """
     heldout = spread(read_token_rows(job.tokens_dir, "heldout"), job.train.eval_rows)
     folder = checkpoint.checkpoints_folder(job.output_dir)
-    while trainer.step < trainer.total_steps:
+    patience = job.train.early_stop_evals
+    while trainer.step < trainer.total_steps and not (patience and recorder.evals_since_lowest >= patience):
         report = trainer.train_step()
         recorder.step(report)
         is_last = report.step == trainer.total_steps
         if heldout and (is_last or report.step % job.train.eval_steps == 0):
             recorder.heldout(report.step, trainer.evaluate(heldout))
+            if patience and recorder.evals_since_lowest == 0:
+                trainer.remember()
         if trainer.rank == 0 and report.step % job.train.checkpoint_steps == 0 and not is_last:
             checkpoint.save(folder, trainer.state(recorder.history), fingerprint, job.train.keep_checkpoints)
+    trainer.recall()
 
 
 def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) -> str:
@@ -98,8 +105,8 @@ def peft_config(lora: LoraConfig) -> dict[str, Any]:
     import peft
 
     config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules), task_type="CAUSAL_LM",
-        bias="none", inference_mode=True,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
+        target_modules=list(lora.target_modules), task_type="CAUSAL_LM", bias="none", inference_mode=True,
     )  # fmt: skip
     stored = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     result: dict[str, Any] = json.loads(json.dumps(stored))
@@ -134,8 +141,14 @@ class Recorder:
         self.history["heldout_loss"].append([step, loss])
         self._metrics.log({"heldout_loss": loss}, step)
 
-    def finish(self, worker_seconds: float) -> None:
-        """Writes train.json and sends what is left."""
+    @property
+    def evals_since_lowest(self) -> int:
+        """How many held-out losses have come since the lowest one."""
+        losses = [loss for _, loss in self.history["heldout_loss"]]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def finish(self, worker_seconds: float, steps: int) -> None:
+        """Writes train.json and sends what is left; `steps` were done."""
         done = self.history
         seconds = max(done["seconds"], 1e-9)
         summary = {
@@ -144,7 +157,8 @@ class Recorder:
             "worker_seconds": worker_seconds,
             "final_loss": done["loss"][-1][1] if done["loss"] else None,
             "final_heldout_loss": done["heldout_loss"][-1][1] if done["heldout_loss"] else None,
-            "steps": done["loss"][-1][0] if done["loss"] else 0,
+            "lowest_heldout_loss": min((loss for _, loss in done["heldout_loss"]), default=None),
+            "steps": steps,
             "rows_per_s": done["rows"] / seconds,
             "tokens_per_s": done["tokens"] / seconds,
             "supervised_tokens_per_s": done["supervised_tokens"] / seconds,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from infra.contracts import AdapterFacts
 from infra.errors import ArtifactError, ConfigError
 from training import attention
-from training.adapter import ADAPTER_NAME
+from training.adapter import ADAPTER_NAME, adapter_facts
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import check_lora
@@ -21,7 +21,7 @@ from training.lora import AdapterParameters, LoraLinear, initialize, load_tensor
 from training.loss import SupervisedLoss
 from training.model import attach_adapter, load_base, token_losses
 from training.packing import make_pack
-from training.worker import write_adapter
+from training.worker import Recorder, train_to_end, write_adapter
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
@@ -134,7 +134,7 @@ def test_lora_gradients_equal_autograd_and_frozen_weights_get_none(toy_base: Pat
 
 
 def trainer(base_dir: Path, tokens_dir: Path, **settings: Any) -> Trainer:
-    config = TrainConfig(precision="fp32", lora=LORA, **{"batch_rows": 10, "epochs": 1, "learning_rate": 1e-2, **settings})
+    config = TrainConfig(precision="fp32", **{"lora": LORA, "batch_rows": 10, "epochs": 1, "learning_rate": 1e-2, **settings})
     return Trainer(adapted(base_dir, dropout=config.lora.dropout), config, read_token_rows(tokens_dir, "train"))
 
 
@@ -183,10 +183,10 @@ def test_loss_that_is_not_finite_stops_and_names_the_rows(toy_base: Path, toy_to
         run.train_step()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "optimizer"), [(0.0, "adamw"), (0.3, "adamw"), (0.0, "sgd")])
+def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropout: float, optimizer: Any) -> None:
     lora = LORA.model_copy(update={"dropout": dropout})
-    whole, first, second = (_with_dropout(toy_base, toy_tokens, lora) for _ in range(3))
+    whole, first, second = (_with_dropout(toy_base, toy_tokens, lora, optimizer) for _ in range(3))
     for _ in range(4):
         whole.train_step()
     for _ in range(2):
@@ -197,22 +197,51 @@ def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropo
     assert torch.equal(whole.adapters.master, second.adapters.master)
 
 
-def _with_dropout(base_dir: Path, tokens_dir: Path, lora: LoraConfig) -> Trainer:
-    config = TrainConfig(precision="fp32", lora=lora, batch_rows=10, epochs=1, learning_rate=1e-2)
+def _with_dropout(base_dir: Path, tokens_dir: Path, lora: LoraConfig, optimizer: Any) -> Trainer:
+    config = TrainConfig(precision="fp32", lora=lora, batch_rows=10, epochs=1, learning_rate=1e-2, optimizer=optimizer)
     return Trainer(adapted(base_dir, dropout=lora.dropout), config, read_token_rows(tokens_dir, "train"))
 
 
-def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+def test_sgd_steps_are_momentum_times_the_rate(toy_base: Path, toy_tokens: Path) -> None:
+    run = trainer(toy_base, toy_tokens, optimizer="sgd", learning_rate=0.1, schedule="constant", warmup_share=0)
+    velocity = torch.zeros_like(run.adapters.master)
+    for _ in range(2):
+        before = run.adapters.master.detach().clone()
+        run.train_step()
+        velocity = 0.9 * velocity + run.adapters.gradient
+        assert torch.allclose(run.adapters.master.detach(), before - 0.1 * velocity, atol=1e-7)
+
+
+def test_early_stop_ends_the_run_and_keeps_the_adapter_of_the_lowest_loss(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    """A rate of 0.3 makes the loss jump about from the start, so a new lowest one soon fails to come."""
+    config = TrainConfig(
+        precision="fp32", lora=LORA, batch_rows=5, epochs=8, learning_rate=0.3, schedule="constant", eval_steps=1, early_stop_evals=2
+    )
+    job = FinetuneJob(output_dir=tmp_path / "out", base_dir=toy_base, tokens_dir=toy_tokens, train=config)
+    model = load_base(toy_base, torch.float32)
+    attach_adapter(model, FACTS)
+    initialize(model, 0)
+    run, recorder = Trainer(model, config, read_token_rows(toy_tokens, "train")), Recorder(job, 1, "fp32")
+    train_to_end(run, recorder, job, "same")
+    losses = [loss for _, loss in recorder.history["heldout_loss"]]
+    assert run.step == len(losses) == losses.index(min(losses)) + 3 < run.total_steps
+    assert run.evaluate(read_token_rows(toy_tokens, "heldout")) == pytest.approx(min(losses), rel=1e-6)
+    assert losses[-1] > min(losses) * 1.001
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tokens: Path, tmp_path: Path, use_rslora: bool) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    run = trainer(toy_base, toy_tokens)
+    lora = LORA.model_copy(update={"use_rslora": use_rslora})
+    run = trainer(toy_base, toy_tokens, lora=lora)
     run.train_step()
     job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=run.config)
     write_adapter(run, job)
     peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32), tmp_path)
     own = load_base(toy_base, torch.float32, "eager")
-    attach_adapter(own, FACTS)
+    attach_adapter(own, adapter_facts(lora))
     load_tensors(own, load_file(tmp_path / ADAPTER_NAME))
     ids = torch.tensor([run.rows[0].ids])
     with torch.no_grad():

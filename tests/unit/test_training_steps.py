@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,26 @@ def test_schedule_rises_to_the_peak_and_falls_along_a_cosine() -> None:
     assert rates[55] == pytest.approx(1e-3 + 0.5 * 9e-3)  # half of the cosine
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 1e-3 < rates[99] < 1.01e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "constant"}, {10: 1e-2, 55: 1e-2, 99: 1e-2}),
+        ({"schedule": "linear"}, {10: 1e-2, 55: 1e-3 + 0.5 * 9e-3, 99: 1e-3 + 9e-3 / 90}),
+        ({"schedule": "warmup_stable_decay"}, {10: 1e-2, 80: 1e-2, 85: 1e-3 + 0.5 * 9e-3, 95: 1e-3 + 9e-3 * (1 - 0.75**0.5)}),
+        ({"schedule": "warmup_stable_decay", "decay_share": 1.0}, {10: 1e-2, 55: 1e-3 + 9e-3 * (1 - 0.5**0.5)}),
+    ],
+)
+def test_schedule_of_each_kind_passes_through_known_points(settings: dict[str, Any], expected: dict[int, float]) -> None:
+    config = TrainConfig(learning_rate=1e-2, warmup_share=0.1, final_learning_rate_share=0.1, **settings)
+    assert learning_rate(config, 4, 100) == pytest.approx(5e-3)
+    assert {step: learning_rate(config, step, 100) for step in expected} == pytest.approx(expected)
+
+
+def test_early_stop_without_heldout_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="eval_rows is 0"):
+        TrainConfig(early_stop_evals=2, eval_rows=0)
 
 
 def test_schedule_counts_partial_batches_and_fractions_of_an_epoch() -> None:
