@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import warnings
+from typing import Any
 
 from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from infra.contracts import Manifest, ModelFacts, verify, write_manifest
@@ -23,7 +24,12 @@ from training.weights import tensor_specs, weight_files
 
 FAILURE_NAME = "failure.json"
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
-RAY_EXTRAS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_USAGE_STATS_ENABLED")
+RAY_ENVIRONMENT = {  # each of the first three is one more process that takes seconds to start; all are read by Ray when it is imported
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long the end of training, or of a worker, can go unnoticed; 2 by default
+}
 BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments and, with early stopping, the best weights, in fp32
 
 
@@ -70,8 +76,6 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from training.worker import train_worker
-
     cpus = cpus_per_worker(job)
     runs = checkpoints_folder(job.output_dir) / "ray"
     shutil.rmtree(runs, ignore_errors=True)
@@ -97,6 +101,13 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
         ray.shutdown()
 
 
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's function; loads the trainer in the worker alone, since driver and controller would spend three seconds each on it."""
+    from training.worker import train_on_worker
+
+    train_on_worker(config)
+
+
 def cpus_per_worker(job: FinetuneJob) -> int:
     """Cores of one worker: as configured, else this machine's shared among the workers."""
     import psutil
@@ -112,8 +123,8 @@ def adapter_model(job: FinetuneJob, base: Manifest) -> ModelFacts:
 
 
 def _quieten() -> None:
-    for name in RAY_EXTRAS:  # each is one more process that takes seconds to start; read by Ray when it is imported
-        os.environ.setdefault(name, "0")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"ray\..*")
     for name in ("ray", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

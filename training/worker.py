@@ -29,8 +29,8 @@ SUMMARY_NAME = "train.json"
 RATE_WINDOW_STEPS = 10
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's function; a known error is left in a file for the driver, since raised it would only be tried again."""
+def train_on_worker(config: dict[str, Any]) -> None:
+    """Reads what the driver gave and trains; a known error is left in a file for the driver, since raised it would only be tried again."""
     job = FinetuneJob.model_validate_json(config["job"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
