@@ -229,6 +229,19 @@ def test_early_stop_ends_the_run_and_keeps_the_adapter_of_the_lowest_loss(toy_ba
     assert losses[-1] > min(losses) * 1.001
 
 
+def test_remembered_adapter_survives_a_resume(toy_base: Path, toy_tokens: Path) -> None:
+    first, second = trainer(toy_base, toy_tokens), trainer(toy_base, toy_tokens)
+    first.train_step()
+    first.remember()
+    kept = first.adapters.master.detach().clone()
+    first.train_step()
+    second.restore(first.state({}))
+    assert not torch.equal(second.adapters.master, kept)
+    second.recall()
+    assert torch.equal(second.adapters.master, kept)
+    assert torch.equal(second.adapters.compute, kept)
+
+
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tokens: Path, tmp_path: Path, use_rslora: bool) -> None:
     from peft import PeftModel
