@@ -26,7 +26,7 @@ class SupervisedLoss(torch.autograd.Function):  # type: ignore[misc]
         for start in range(0, len(targets), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             logits = nn.functional.linear(hidden[part], head)
-            losses[part] = _turn_into_errors(logits, targets[part])
+            losses[part] = _take_losses(logits, targets[part], into_errors=gradient is not None)
             if gradient is not None:
                 gradient[part] = logits @ head
         ctx.save_for_backward(gradient)
@@ -39,8 +39,8 @@ class SupervisedLoss(torch.autograd.Function):  # type: ignore[misc]
         return gradient * gradients[0][:, None].to(gradient.dtype), None, None
 
 
-def _turn_into_errors(logits: Tensor, targets: Tensor) -> Tensor:
-    """Makes softmax(z) - onehot(target) of logits z (S, V) in place; the fp32 losses (S)."""
+def _take_losses(logits: Tensor, targets: Tensor, into_errors: bool) -> Tensor:
+    """The fp32 losses (S) of logits z (S, V), which become softmax(z) - onehot(target) in place where asked, else have no meaning after."""
     losses = []
     for block, wanted in zip(logits.split(BLOCK_ROWS), targets.split(BLOCK_ROWS), strict=True):
         scores = block.float()
@@ -48,7 +48,8 @@ def _turn_into_errors(logits: Tensor, targets: Tensor) -> Tensor:
         chosen = scores.gather(1, wanted[:, None])[:, 0]
         total = scores.exp_().sum(dim=-1)
         losses.append(total.log() - chosen)
-        scores *= total.reciprocal()[:, None]
-        scores[torch.arange(len(wanted)), wanted] -= 1
-        block.copy_(scores)
+        if into_errors:
+            scores *= total.reciprocal()[:, None]
+            scores[torch.arange(len(wanted)), wanted] -= 1
+            block.copy_(scores)
     return torch.cat(losses)
