@@ -20,6 +20,7 @@ from typing import Any
 
 from infra.errors import ArtifactError, SlipwayError
 from serving.engines.base import Chunk, EngineError, Figures, FinishReason, RequestRefusedError, Sampling
+from serving.engines.messages import encode_message
 
 # A chunk costs the server about as much for one token as for ten, so the more requests share the processor, the longer each collects:
 # one request gets every token at once, 32 get theirs at most every 64 ms, which nobody reads slower than.
@@ -112,7 +113,7 @@ class OpenVinoEngine:
         return ours
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._writer.write(encode_message(message))
 
     async def _listen(self) -> None:
         """Hands out what the process sends until it ends or fails."""

@@ -26,6 +26,7 @@ import openvino
 import openvino_genai
 
 from serving.engines.base import Sampling
+from serving.engines.messages import encode_message
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 RECEIVE_BYTES = 1 << 16
@@ -54,7 +55,7 @@ class JsonLines:
 
     def write(self, message: Mapping[str, Any]) -> None:
         """Sends one message; waits where the other side is behind."""
-        self._connection.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._connection.sendall(encode_message(message))
 
 
 class Batch:
