@@ -39,6 +39,7 @@ class AdapterFacts(Config):
     alpha: float
     target_modules: tuple[str, ...]
     use_rslora: bool = False
+    use_dora: bool = False
 
 
 class ModelFacts(Config):

@@ -16,7 +16,7 @@ PEFT_PREFIX = "base_model.model."
 
 def adapter_facts(config: LoraConfig) -> AdapterFacts:
     """The facts of the adapter that this config trains."""
-    return AdapterFacts(rank=config.rank, alpha=config.alpha, target_modules=config.target_modules, use_rslora=config.use_rslora)
+    return AdapterFacts(**config.model_dump(exclude={"dropout"}))
 
 
 def adapter_scale(facts: AdapterFacts) -> float:

@@ -73,7 +73,7 @@ def _attend(q: Tensor, sources: list[tuple[Tensor, ...]]) -> Tensor:
     """
     scores = [_product(q, keys.transpose(-1, -2)) for keys, _ in sources]
     length = scores[-1].shape[-1]
-    future = torch.ones(length, length, dtype=torch.bool).triu(1).repeat(q.shape[2] // length, 1)
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1).repeat(q.shape[2] // length, 1)
     scores[-1] = scores[-1].masked_fill(future, float("-inf"))
     weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=torch.float32).to(q.dtype)
     parts = weights.split([part.shape[-1] for part in scores], dim=-1)

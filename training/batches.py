@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from training.config import TrainConfig
 from training.data.tokens import TokenRow
-from training.packing import Pack, make_pack
+from training.packing import Pack, make_pack, without_labels
 from training.schedule import steps_per_epoch
 
 
@@ -31,14 +33,18 @@ class BatchPlan:
         return self._order[start : start + self._config.batch_rows]
 
 
-def worker_packs(rows: Sequence[TokenRow], micro_batch_rows: int, rank: int, num_workers: int) -> list[Pack]:
+def worker_packs(rows: Sequence[TokenRow], micro_batch_rows: int, data_rank: int, data_size: int, fill: bool = False) -> list[Pack]:
     """This worker's share of one global batch: rows sorted by length and dealt in turn, then cut into packs of similar lengths.
 
-    A worker with no row gets no pack; together the workers' packs hold every row once.
+    Together the workers' packs hold every row once. With `fill` each worker gets the same number of packs, because workers that hold
+    parts of one model must make every pass together; a pack that only fills has no label.
     """
     by_length = sorted(rows, key=lambda row: (len(row.ids), row.row))
-    own = by_length[rank::num_workers]
-    return [make_pack(own[start : start + micro_batch_rows]) for start in range(0, len(own), micro_batch_rows)]
+    own = by_length[data_rank::data_size]
+    number = math.ceil(math.ceil(len(rows) / data_size) / micro_batch_rows)
+    cuts = [len(own) * part // number for part in range(number + 1)]
+    packs = [make_pack(own[start:end]) for start, end in pairwise(cuts) if end > start]
+    return packs + [without_labels(make_pack(by_length[:1]))] * ((number - len(packs)) if fill else 0)
 
 
 def count_supervised(rows: Sequence[TokenRow]) -> int:

@@ -23,7 +23,6 @@ from infra.contracts import read_manifest
 from infra.errors import ConfigError, SlipwayError
 from infra.files import read_json, write_json_atomic
 from infra.settings import child_environment, load_settings
-from training.adapter import adapter_facts
 from training.config import RenderJob, TrainConfig
 from training.data.render import render
 from training.data.tokens import read_token_rows
@@ -117,18 +116,15 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from training.loop import Trainer
-    from training.lora import initialize
-    from training.model import attach_adapter, load_base
     from training.precision import compute_dtype
+    from training.result import prepare_model
 
     torch.set_num_threads(task["threads"])
     dtype = compute_dtype(task["precision"])
     config = TrainConfig(
         batch_rows=task["batch_rows"], micro_batch_rows=task["batch_rows"], epochs=task["epochs"], learning_rate=task["learning_rate"]
     )
-    model = load_base(Path(task["base_dir"]), dtype)
-    attach_adapter(model, adapter_facts(config.lora))
-    initialize(model, config.seed)
+    model = prepare_model(Path(task["base_dir"]), config, dtype)
     trainer = Trainer(model, config, read_token_rows(Path(task["tokens_dir"]), "train"))
     cpu_started = time.process_time()
     reports = [trainer.train_step() for _ in range(trainer.total_steps)]
@@ -153,8 +149,8 @@ def _products_per_s(trainer: Any) -> float:
 
     rows = [trainer.rows[index] for index in trainer.plan.rows_of_step(trainer.step - 1)]
     packs = worker_packs(rows, trainer.config.micro_batch_rows, 0, 1)
-    head = trainer.model.get_output_embeddings().weight.numel()
-    adapters = trainer.adapters.master.numel()
+    head = trainer.model.causal_model.get_output_embeddings().weight.numel()
+    adapters = trainer.trained.master.numel()
     linear = sum(module.weight.numel() for module in trainer.model.modules() if hasattr(module, "lora_A"))
     operations = sum(pack.ids.numel() * (4 * linear + 6 * adapters) + 4 * head * pack.num_supervised for pack in packs)
     trainer.step -= 1

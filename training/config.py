@@ -18,6 +18,8 @@ class LoraConfig(Config):
     """Rank of the update B A."""
     alpha: float = Field(32.0, gt=0)
     """The update is scaled by alpha / rank."""
+    use_dora: bool = False
+    """Learn the size of each output apart from its direction (Liu et al. 2024, arXiv 2402.09353); slower, sometimes better at low rank."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, so that a high rank does not fade (Kalajdzievski 2023, arXiv 2312.03732)."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -26,10 +28,28 @@ class LoraConfig(Config):
     """Names of the linear layers that get an adapter."""
 
 
+class ParallelConfig(Config):
+    """How one copy of the model is laid over workers. The copies, num_workers divided by the product of these, share the rows."""
+
+    shard: int = Field(1, ge=1)
+    """Workers over which weights, gradients and optimizer state are sharded, each layer whole only while it computes (FSDP2)."""
+    tensor: int = Field(1, ge=1)
+    """Workers over which every matrix is cut; they should share a machine."""
+    pipeline: int = Field(1, ge=1)
+    """Stages that hold consecutive layers; give them several micro-batches a step."""
+
+
 class TrainConfig(Config):
     """One fine-tuning run."""
 
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains adapters on a frozen base; `full` trains every weight, with about 16 bytes of memory a parameter."""
     lora: LoraConfig = LoraConfig()
+    base_quantization: Literal["none", "nf4", "int8"] = "none"
+    """Storage of the frozen base while adapters are trained (QLoRA): NF4 with double quantization or rows of INT8, by bitsandbytes.
+    Whatever is chosen, the adapter is merged into the 16-bit base."""
+    gradient_checkpointing: bool = False
+    """Keep one activation a layer and compute the others again in the backward pass: a third more time for much less memory."""
     epochs: float = Field(2.0, gt=0, le=1000)
     """Passes over the training rows; a fraction stops part-way."""
     max_steps: int | None = Field(None, ge=1)
@@ -38,8 +58,9 @@ class TrainConfig(Config):
     """Rows of one optimizer step, over all workers."""
     micro_batch_rows: int = Field(16, ge=1, le=65536)
     """Rows of one forward and backward pass on one worker; gradients accumulate up to `batch_rows`."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or stochastic gradient descent with momentum 0.9, which keeps one moment instead of two."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "sgd"] = "adamw"
+    """Bytes of state a trained parameter: adamw 8, adamw_8bit 2, lion 4, adafactor about none, sgd (momentum 0.9) 4; paged ones may move it
+    to the host when a GPU is full. Lion wants a learning rate three to ten times lower than AdamW."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     warmup_share: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
@@ -52,11 +73,13 @@ class TrainConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of forward and backward; optimizer state and master adapter weights are fp32 either way. `auto` takes bf16 where the
-    processor has instructions for it, else fp32, which is then ten times faster."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of forward and backward; optimizer state and master weights are fp32 either way. `auto` takes bf16 where the processor has
+    instructions for it, else fp32, which is then ten times faster. fp16, for GPUs without bf16, scales the loss against underflow."""
     num_workers: int = Field(1, ge=1, le=4096)
-    """Ray Train workers, data parallel."""
+    """Ray Train workers."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the workers share the model."""
     cpus_per_worker: int | None = Field(None, ge=1, json_schema_extra={"identity": False})
     """Cores of one worker; absent means this machine's cores shared among the workers."""
     checkpoint_steps: int = Field(50, ge=1, json_schema_extra={"identity": False})
@@ -75,9 +98,27 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _early_stop_has_a_loss_to_look_at(self) -> Self:
+    def _settings_fit_together(self) -> Self:
+        problems = []
         if self.early_stop_evals and not self.eval_rows:
-            raise ValueError("early_stop_evals needs held-out losses, and eval_rows is 0. Raise eval_rows or leave early_stop_evals out.")
+            problems.append("early_stop_evals needs held-out losses, and eval_rows is 0. Raise eval_rows or leave early_stop_evals out.")
+        if self.method == "full" and self.base_quantization != "none":
+            problems.append(
+                f"base_quantization {self.base_quantization!r} freezes the base method 'full' trains. Choose 'none', or method 'lora'."
+            )
+        sizes = self.parallel
+        per_copy = sizes.pipeline * sizes.shard * sizes.tensor
+        if self.num_workers % per_copy:
+            problems.append(
+                f"num_workers {self.num_workers} is no multiple of {per_copy} = parallel.pipeline {sizes.pipeline} x shard {sizes.shard} x "
+                f"tensor {sizes.tensor}. Change one of them."
+            )
+        if self.base_quantization != "none" and sizes.shard * sizes.tensor > 1:
+            problems.append("a quantized base cannot be cut: set parallel.shard and parallel.tensor to 1, or base_quantization to 'none'.")
+        if self.lora.use_dora and sizes.shard * sizes.tensor > 1:
+            problems.append("lora.use_dora needs whole matrices: set parallel.shard and parallel.tensor to 1, or use_dora to false.")
+        if problems:
+            raise ValueError(" ".join(problems))
         return self
 
 

@@ -1,4 +1,4 @@
-"""`python -m training.finetune --config F`: a LoRA adapter, trained on one or more Ray Train workers.
+"""`python -m training.finetune --config F`: an adapter or a whole model, trained on one or more Ray Train workers.
 
 Killed workers are replaced and go on from the last checkpoint; after the whole program was killed the same command does so too.
 """
@@ -6,6 +6,7 @@ Killed workers are replaced and go on from the last checkpoint; after the whole 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -19,7 +20,7 @@ from infra.process import run_program
 from training.adapter import adapter_facts, check_targets
 from training.checkpoint import checkpoints_folder
 from training.config import FinetuneJob
-from training.folders import fresh_folder
+from training.folders import copy_texts, fresh_folder
 from training.weights import tensor_specs, weight_files
 
 FAILURE_NAME = "failure.json"
@@ -40,7 +41,7 @@ def finetune(job: FinetuneJob) -> None:
         raise ArtifactError(
             f"{job.tokens_dir}: made for the base model {tokens.parents.get('base')}, given is {base.digest}. Render the rows again."
         )
-    num_parameters = check_lora(job)
+    num_parameters = count_trained(job)
     checkpoints = checkpoints_folder(job.output_dir)
     require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * (job.train.keep_checkpoints + 1), "checkpoints")
     fresh_folder(job.output_dir)
@@ -48,21 +49,24 @@ def finetune(job: FinetuneJob) -> None:
     train_on_ray(job, base, tokens)
     if (checkpoints / FAILURE_NAME).is_file():
         raise ConfigError(str(read_json(checkpoints / FAILURE_NAME)["message"]))
-    for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME):
-        shutil.copyfile(job.base_dir / name, job.output_dir / name)
+    is_full = job.train.method == "full"
+    copy_texts(job.base_dir, job.output_dir, None if is_full else (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME))
     parents = {"base": base.digest, "tokens": tokens.digest}
-    write_manifest(job.output_dir, "adapter", job.provenance, model=adapter_model(job, base), parents=parents)
+    write_manifest(job.output_dir, "merged" if is_full else "adapter", job.provenance, model=trained_facts(job, base), parents=parents)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def check_lora(job: FinetuneJob) -> int:
-    """The adapter's number of parameters, from the headers of the weight files. Raises ConfigError for an unknown target layer."""
+def count_trained(job: FinetuneJob) -> int:
+    """How many parameters are trained, from the headers of the weight files. Raises ConfigError for an unknown target layer."""
     specs = [spec for name in weight_files(job.base_dir) for spec in tensor_specs(job.base_dir / name)]
+    if job.train.method == "full":
+        return sum(math.prod(spec.shape) for spec in specs)
     linear = {spec.name.removesuffix(".weight"): spec.shape for spec in specs if len(spec.shape) == 2 and "embed" not in spec.name}
     linear.pop("lm_head", None)
-    check_targets(job.train.lora.target_modules, linear)
-    wanted = (shape for name, shape in linear.items() if name.rpartition(".")[2] in job.train.lora.target_modules)
-    return sum(job.train.lora.rank * (rows + columns) for rows, columns in wanted)
+    lora = job.train.lora
+    check_targets(lora.target_modules, linear)
+    wanted = [shape for name, shape in linear.items() if name.rpartition(".")[2] in lora.target_modules]
+    return sum(lora.rank * (rows + columns) + (rows if lora.use_dora else 0) for rows, columns in wanted)
 
 
 def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
@@ -116,10 +120,11 @@ def cpus_per_worker(job: FinetuneJob) -> int:
     return job.train.cpus_per_worker or max(1, cores // job.train.num_workers)
 
 
-def adapter_model(job: FinetuneJob, base: Manifest) -> ModelFacts:
-    """The base's facts with this adapter's."""
+def trained_facts(job: FinetuneJob, base: Manifest) -> ModelFacts:
+    """The base's facts with this adapter's, if one is trained."""
     assert base.model is not None
-    return base.model.model_copy(update={"base_digest": base.digest, "adapter": adapter_facts(job.train.lora)})
+    adapter = None if job.train.method == "full" else adapter_facts(job.train.lora)
+    return base.model.model_copy(update={"base_digest": base.digest, "adapter": adapter})
 
 
 def _quieten() -> None:

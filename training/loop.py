@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import ConfigError
@@ -21,12 +21,13 @@ from training.batches import BatchPlan, count_supervised, worker_packs
 from training.checkpoint import TrainState
 from training.config import TrainConfig
 from training.data.tokens import TokenRow
-from training.lora import AdapterParameters
-from training.model import token_losses
+from training.layout import Layout, count_sharers, gradient_norm, reduce_gradient
+from training.model import PackModel
+from training.optimizer import load_state_tensors, make_optimizer, set_learning_rate, state_tensors
 from training.packing import Pack
+from training.parameters import TrainableParameters
+from training.precision import LossScale
 from training.schedule import learning_rate, total_steps
-
-SGD_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,24 @@ class StepReport:
     supervised_tokens: int
 
 
-def make_optimizer(config: TrainConfig, parameters: Tensor) -> torch.optim.Optimizer:
-    """The configured optimizer of one flat tensor; the learning rate is set before each step."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD([parameters], momentum=SGD_MOMENTUM, weight_decay=config.weight_decay, foreach=False)
-    return torch.optim.AdamW([parameters], weight_decay=config.weight_decay, foreach=False)
-
-
 class Trainer:
-    """Model, adapters and optimizer of one worker, with their position in the run."""
+    """Model, trained parameters and optimizer of one worker, with their position in the run."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, rows: Sequence[TokenRow], rank: int = 0, num_workers: int = 1) -> None:
-        self.model, self.config, self.rows = model, config, rows
-        self.rank, self.num_workers = rank, num_workers
-        self.adapters = AdapterParameters(model)
-        self.optimizer = make_optimizer(config, self.adapters.master)
+    def __init__(self, model: nn.Module, config: TrainConfig, rows: Sequence[TokenRow], layout: Layout | None = None) -> None:
+        self.config, self.rows, self.layout = config, rows, layout or Layout()
+        self.model = PackModel(model, config.gradient_checkpointing).to(self.layout.device)
+        self._partial_names = frozenset[str]()
+        if self.layout.mesh:
+            from training.parallel import parallelize  # loads two seconds of torch.distributed that one worker has no use for
+
+            self._partial_names = parallelize(self.model, self.layout)
+        self._sharers = count_sharers(self.layout, self.model)
+        self.trained = TrainableParameters(self.model)
+        self.optimizer = make_optimizer(config, self.trained)
         self.plan = BatchPlan(config, len(rows))
         self.total_steps = total_steps(config, len(rows))
         self.step = 0
+        self._scale = LossScale(is_active=model.dtype == torch.float16)
         self._remembered: Tensor | None = None
 
     def train_step(self) -> StepReport:
@@ -73,12 +74,17 @@ class Trainer:
         rows = [self.rows[index] for index in self.plan.rows_of_step(self.step)]
         supervised = count_supervised(rows)
         rate = learning_rate(self.config, self.step, self.total_steps)
-        torch.manual_seed(hash((self.config.seed, self.step, self.rank)))  # dropout follows from the step, so a resumed run repeats it
-        self.model.train(self.config.lora.dropout > 0)
-        losses = self._accumulate(worker_packs(rows, self.config.micro_batch_rows, self.rank, self.num_workers), supervised)
-        loss = self._reduce(losses, rows)
-        norm = float(self.adapters.gradient.norm())
-        self._update(rate, norm)
+        # Dropout follows from the step, so a resumed run repeats it; workers that share rows draw alike.
+        torch.manual_seed(hash((self.config.seed, self.step, self.layout.data_rank)))
+        self.model.train()
+        self.trained.gradient.zero_()
+        loss = self.layout.sum_losses(self._pass(self._packs(rows), self._scale.value / supervised)) / supervised
+        self._require_finite("loss", loss, rows)
+        reduce_gradient(self.layout, self.trained, self._partial_names)
+        norm = gradient_norm(self.layout, self.trained, self._sharers) / self._scale.value
+        if self._scale.accepts(norm):
+            self._require_finite("gradient norm", norm, rows)
+            self._update(rate, norm)
         self.step += 1
         seconds = time.perf_counter() - started
         return StepReport(self.step, self.total_steps, loss, norm, rate, seconds, len(rows), sum(len(row.ids) for row in rows), supervised)
@@ -86,17 +92,13 @@ class Trainer:
     def evaluate(self, rows: Sequence[TokenRow]) -> float:
         """Mean loss over the supervised tokens of `rows`, over all workers."""
         self.model.eval()
-        total = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
-            for pack in worker_packs(rows, self.config.micro_batch_rows, self.rank, self.num_workers):
-                total += token_losses(self.model, pack).sum().double()
-        return float(self._sum_over_workers(total)) / max(count_supervised(rows), 1)
+            total = self._pass(self._packs(rows), 1.0)
+        return self.layout.sum_losses(total) / max(count_supervised(rows), 1)
 
     def state(self, history: dict[str, Any]) -> TrainState:
         """A copy of what a checkpoint must hold."""
-        moments = self.optimizer.state[self.adapters.master]
-        tensors = {"master": self.adapters.master.detach().clone()}
-        tensors |= {name: moment.clone() for name, moment in moments.items() if name != "step" and moment is not None}
+        tensors = {"master": self.trained.master.detach().clone(), "loss_scale": self._scale.state(), **state_tensors(self.optimizer)}
         if self._remembered is not None:
             tensors["remembered"] = self._remembered
         return TrainState(self.step, tensors, history)
@@ -104,55 +106,56 @@ class Trainer:
     def restore(self, state: TrainState) -> None:
         """Goes on from a checkpoint."""
         self.step = state.step
-        self.adapters.master.data.copy_(state.tensors["master"])
-        self.adapters.publish()
+        self.trained.master.data.copy_(state.tensors["master"])
+        self.trained.publish()
         self._remembered = state.tensors.get("remembered")
-        moments = {name: tensor for name, tensor in state.tensors.items() if name not in ("master", "remembered")}
-        self.optimizer.state[self.adapters.master] = {"step": torch.tensor(float(state.step)), **moments}
+        self._scale.restore(state.tensors["loss_scale"])
+        load_state_tensors(self.optimizer, state.tensors)
 
     def remember(self) -> None:
-        """Keeps a copy of the adapters as they are now."""
-        self._remembered = self.adapters.master.detach().clone()
+        """Keeps a copy of the trained values as they are now."""
+        self._remembered = self.trained.master.detach().clone()
 
     def recall(self) -> None:
-        """Goes back to the adapters last remembered, if any."""
+        """Goes back to the values last remembered, if any."""
         if self._remembered is not None:
-            self.adapters.master.data.copy_(self._remembered)
-            self.adapters.publish()
+            self.trained.master.data.copy_(self._remembered)
+            self.trained.publish()
 
-    def _accumulate(self, packs: Sequence[Pack], supervised: int) -> float:
-        """Gradients of this worker's packs, collected in fp32; the sum of their losses."""
-        self.adapters.gradient.zero_()
+    def _packs(self, rows: Sequence[TokenRow]) -> list[Pack]:
+        """This worker's packs of one global batch."""
+        layout = self.layout
+        packs = worker_packs(rows, self.config.micro_batch_rows, layout.data_rank, layout.data_size, fill=layout.is_split)
+        return [pack.to(layout.device) for pack in packs]
+
+    def _pass(self, packs: Sequence[Pack], weight: float) -> float:
+        """Every pack forward and, where gradients are on, backward with its losses times `weight`; the sum of this worker's losses."""
+        if self.layout.sizes["pipeline"] > 1:
+            from training.stages import run_stages
+
+            return run_stages(self.model, self.layout, packs, weight, backward=torch.is_grad_enabled())
         total = 0.0
         for pack in packs:
-            losses = token_losses(self.model, pack)
-            (losses.sum() / supervised).backward()
-            self.adapters.collect_gradient()
+            losses = self.model(pack)
+            if losses.requires_grad:
+                (losses.sum() * weight).backward()
             total += float(losses.detach().double().sum())
         return total
 
-    def _reduce(self, loss_sum: float, rows: Sequence[TokenRow]) -> float:
-        """Sums gradients and loss over all workers; the mean loss. Every worker sees a bad loss, so all stop at the same step."""
-        if self.num_workers > 1:
-            dist.all_reduce(self.adapters.gradient)
-        loss = float(self._sum_over_workers(torch.tensor([loss_sum], dtype=torch.float64))) / count_supervised(rows)
-        if not torch.isfinite(torch.tensor(loss)):
+    def _require_finite(self, name: str, value: float, rows: Sequence[TokenRow]) -> None:
+        """Every worker sees the same value, so all stop at the same step."""
+        if not math.isfinite(value):
             numbers = sorted(row.row for row in rows)
             raise ConfigError(
-                f"step {self.step + 1}: the loss is {loss} in a batch with the rows {numbers} (counted from 0) of train.jsonl. "
-                f"Lower training.learning_rate (now {self.config.learning_rate}) or look at those rows."
+                f"step {self.step + 1}: the {name} is {value} in a batch with the rows {numbers} (counted from 0) of train.jsonl. "
+                f"Lower train.learning_rate (now {self.config.learning_rate}) or look at those rows."
             )
-        return loss
 
     def _update(self, rate: float, norm: float) -> None:
-        """Clips and applies the gradient. The optimizer's own fp32 values are the truth; the model computes with their rounded copy."""
-        if norm > self.config.max_gradient_norm:
-            self.adapters.gradient.mul_(self.config.max_gradient_norm / norm)
-        self.optimizer.param_groups[0]["lr"] = rate
+        """Unscales, clips and applies the gradient. The fp32 values are the truth; the model computes with their rounded copy."""
+        factor = min(1.0, self.config.max_gradient_norm / norm if norm else 1.0) / self._scale.value
+        if factor != 1.0:
+            self.trained.gradient.mul_(factor)
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.adapters.publish()
-
-    def _sum_over_workers(self, value: Tensor) -> Tensor:
-        if self.num_workers > 1:
-            dist.all_reduce(value)
-        return value
+        self.trained.publish()

@@ -1,125 +1,117 @@
-"""Low-rank adapters: y = x W^T + scale (x A^T) B^T, with W frozen.
+"""Low-rank adapters: y = x W^T + scale (x A^T) B^T, with W frozen and perhaps quantized; with DoRA each output is rescaled besides.
 
 - One hand-written gradient a layer keeps x and x A^T only, and adds the low-rank part inside the matrix product.
-- All A and B are views of one flat tensor, so that norm, optimizer and all-reduce are each one call.
-- Names and shapes on disk are those of PEFT. Source: Hu et al. 2021, arXiv 2106.09685; peft `tuners/lora/layer.py`.
+- Names and shapes on disk are those of PEFT.
+- Sources: Hu et al. 2021, arXiv 2106.09685; Liu et al. 2024, arXiv 2402.09353 (DoRA); peft `tuners/lora/layer.py`, `tuners/lora/dora.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from infra.contracts import AdapterFacts
 from infra.errors import ArtifactError
-from training.adapter import PEFT_PREFIX, check_targets
+from training.adapter import PEFT_PREFIX, adapter_scale, check_targets
+from training.parameters import local
+from training.quantized import QuantizedLinear, dense
 
 
 class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
-    """x (tokens, in), W (out, in), A (rank, in), B (out, rank) -> (tokens, out); no gradient for W."""
+    """x (tokens, in), W (out, in), A (rank, in), B (out, rank) -> (tokens, out); no gradient for W.
+
+    `dropped` is what A sees in the place of x where there is dropout. A quantized W is made dense twice, and not kept in between.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, weight: Any, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         """The adapted product."""
-        low = x @ a.t()
-        y = nn.functional.linear(x, weight, bias)
+        seen = x if dropped is None else dropped
+        low = seen @ a.t()
+        y = nn.functional.linear(x, dense(weight, x.dtype), bias)
         y.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scale = scale
+        ctx.save_for_backward(seen, low, a, b)
+        ctx.weight, ctx.scale, ctx.has_dropout = weight, scale, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, A and B."""
-        x, low, weight, a, b = ctx.saved_tensors
+        """Gradients of x, of its dropped-out copy, A and B."""
+        seen, low, a, b = ctx.saved_tensors
         dy = gradients[0]
         dlow = (dy @ b).mul_(ctx.scale)
-        dx = None
+        dx = ddropped = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ weight
-            dx.addmm_(dlow, a)
-        return dx, None, None, dlow.t() @ x, (dy.t() @ low).mul_(ctx.scale), None
+            dx = dy @ dense(ctx.weight, dy.dtype)
+            if not ctx.has_dropout:
+                dx.addmm_(dlow, a)
+        if ctx.has_dropout and ctx.needs_input_grad[1]:
+            ddropped = dlow @ a
+        return dx, ddropped, None, None, dlow.t() @ seen, (dy.t() @ low).mul_(ctx.scale), None
 
 
 class LoraLinear(nn.Module):  # type: ignore[misc]
     """A frozen linear layer with an adapter."""
 
-    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+    def __init__(self, linear: nn.Linear | QuantizedLinear, facts: AdapterFacts, dropout: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.scale, self.dropout = scale, dropout
-        self.lora_A = nn.Parameter(torch.zeros(rank, linear.in_features, dtype=linear.weight.dtype))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=linear.weight.dtype))
+        self.scale, self.dropout = adapter_scale(facts), dropout
+        self.lora_A = nn.Parameter(torch.zeros(facts.rank, linear.in_features, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, facts.rank, dtype=dtype))
+        self.lora_magnitude_vector = None
+        if facts.use_dora:
+            squares = dense(self.weight, dtype).float().square().sum(dim=1)
+            self.register_buffer("base_squares", squares, persistent=False)
+            self.lora_magnitude_vector = nn.Parameter(squares.sqrt().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        if self.dropout and self.training:
-            low = nn.functional.dropout(x, self.dropout) @ self.lora_A.t()
-            return nn.functional.linear(x, self.weight, self.bias) + (low @ self.lora_B.t()) * self.scale
         flat = x.reshape(-1, x.shape[-1])
-        y: Tensor = LoraProduct.apply(flat, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)  # type: ignore[no-untyped-call]
+        dropped = nn.functional.dropout(flat, self.dropout) if self.dropout and self.training else None
+        bias = None if self.lora_magnitude_vector is not None else self.bias
+        weight, a, b = local(self.weight), local(self.lora_A), local(self.lora_B)
+        y: Tensor = LoraProduct.apply(flat, dropped, weight, bias, a, b, self.scale)  # type: ignore[no-untyped-call]
+        if self.lora_magnitude_vector is not None:
+            y = y * (self.lora_magnitude_vector / self._row_norms())
+            y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _row_norms(self) -> Tensor:
+        """Norm of each row of W + scale B A, (out); a constant of the gradient, as DoRA's section 4.3 has it.
 
-class AdapterParameters:
-    """Every A and B as views of one flat tensor, with fp32 master values and fp32 gradients beside it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.names = list(found)
-        self.shapes = [parameter.shape for parameter in found.values()]
-        self.compute = torch.cat([parameter.detach().flatten() for parameter in found.values()])
-        self.compute_gradient = torch.zeros_like(self.compute)
-        self.master = nn.Parameter(self.compute.float() if self.compute.dtype != torch.float32 else self.compute)
-        self.master.grad = torch.zeros_like(self.master)
-        for parameter, values, gradient in zip(found.values(), self.views(self.compute), self.views(self.compute_gradient), strict=True):
-            parameter.data = values
-            parameter.grad = gradient
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """`flat` cut into the adapters' shapes, sharing its memory."""
-        sizes = [shape.numel() for shape in self.shapes]
-        return [piece.view(shape) for piece, shape in zip(flat.split(sizes), self.shapes, strict=True)]
-
-    @property
-    def gradient(self) -> Tensor:
-        """The fp32 gradient collected so far, flat."""
-        assert self.master.grad is not None
-        return self.master.grad
-
-    def collect_gradient(self) -> None:
-        """Adds the gradient of one backward pass to the fp32 one and clears it."""
-        self.gradient.add_(self.compute_gradient)
-        self.compute_gradient.zero_()
-
-    def publish(self) -> None:
-        """Rounds the master values into the tensors that the model computes with."""
-        if self.compute.dtype != torch.float32:
-            self.compute.copy_(self.master.detach())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """fp32 values by their PEFT names."""
-        return {peft_name(name): view.clone() for name, view in zip(self.names, self.views(self.master.detach()), strict=True)}
+        |w + s b A|^2 = |w|^2 + 2 s (w A^T) b + s^2 b (A A^T) b, so that the sum itself is never formed.
+        """
+        a, b = self.lora_A, self.lora_B.float()
+        crossed = (dense(self.weight, a.dtype) @ a.t()).float()
+        wide = a.float()
+        squares = self.base_squares + (2 * self.scale * crossed * b + self.scale**2 * (b @ (wide @ wide.t())) * b).sum(dim=1)
+        return squares.clamp(min=0).sqrt().to(a.dtype)
 
 
 def peft_name(parameter: str) -> str:
     """`model.layers.0.mlp.up_proj.lora_A` as PEFT writes it."""
-    return f"{PEFT_PREFIX}{parameter}.weight"
+    return f"{PEFT_PREFIX}{parameter}" + ("" if parameter.endswith("lora_magnitude_vector") else ".weight")
 
 
-def attach(model: nn.Module, rank: int, scale: float, dropout: float, targets: Iterable[str]) -> None:
+def attach(model: nn.Module, facts: AdapterFacts, dropout: float, dtype: torch.dtype) -> None:
     """Freezes `model` and puts a zero adapter on each target layer. Raises ConfigError for a target that does not exist."""
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"}
-    wanted = set(targets)
+    kinds = (nn.Linear, QuantizedLinear)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, kinds) and name != "lm_head"}
+    wanted = set(facts.target_modules)
     check_targets(wanted, linears)
     model.requires_grad_(False)
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
         if child in wanted:
-            setattr(model.get_submodule(parent), child, LoraLinear(linear, rank, scale, dropout))
+            setattr(model.get_submodule(parent), child, LoraLinear(linear, facts, dropout, dtype))
 
 
 def initialize(model: nn.Module, seed: int) -> None:

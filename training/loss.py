@@ -12,31 +12,48 @@ BLOCK_ROWS = 8  # rows of one pass in fp32, 1.6 MB: six passes over a whole chun
 
 
 class SupervisedLoss(torch.autograd.Function):  # type: ignore[misc]
-    """hidden (S, H), head (V, H), targets (S) -> fp32 losses (S), not reduced; the head is frozen.
+    """hidden (S, H), head (V, H), targets (S) -> fp32 losses (S), not reduced.
 
-    For a loss l = logsumexp(z) - z[target] with z = head h the gradient is dl/dh = head^T (softmax(z) - onehot(target)), so it is
-    computed chunk by chunk in the forward pass, and scaled by the loss's own weight in the backward pass.
+    For a loss l = logsumexp(z) - z[target] with z = head h the gradients are dl/dh = head^T e and dl/dhead = e h^T with the error
+    e = softmax(z) - onehot(target). The first is computed chunk by chunk in the forward pass and scaled by the loss's own weight in the
+    backward pass; the second, where the head is trained, needs the weights, so its errors are computed again in the backward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        """The losses; the unweighted gradient is kept."""
-        losses = torch.empty(len(targets), dtype=torch.float32)
+        """The losses; the unweighted gradient of hidden is kept."""
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
+        for part in _chunks(targets):
             logits = nn.functional.linear(hidden[part], head)
             losses[part] = _take_losses(logits, targets[part], into_errors=gradient is not None)
             if gradient is not None:
                 gradient[part] = logits @ head
-        ctx.save_for_backward(gradient)
+        is_head_trained = ctx.needs_input_grad[1]
+        ctx.save_for_backward(gradient, *((hidden, head, targets) if is_head_trained else ()))
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of hidden, each row weighted by the gradient of its own loss."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0][:, None].to(gradient.dtype), None, None
+        """Gradients of hidden and of the head, each row weighted by the gradient of its own loss."""
+        gradient, *trained = ctx.saved_tensors
+        weights = gradients[0][:, None]
+        dhead = _head_gradient(*trained, weights=weights) if trained else None
+        return None if gradient is None else gradient * weights.to(gradient.dtype), dhead, None
+
+
+def _head_gradient(hidden: Tensor, head: Tensor, targets: Tensor, *, weights: Tensor) -> Tensor:
+    """Sum of w e h^T over all rows, (V, H); added up in fp32."""
+    total = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+    for part in _chunks(targets):
+        errors = nn.functional.linear(hidden[part], head)
+        _take_losses(errors, targets[part], into_errors=True)
+        total += errors.mul_(weights[part].to(errors.dtype)).t() @ hidden[part]
+    return total.to(head.dtype)
+
+
+def _chunks(targets: Tensor) -> list[slice]:
+    return [slice(start, start + CHUNK_ROWS) for start in range(0, len(targets), CHUNK_ROWS)]
 
 
 def _take_losses(logits: Tensor, targets: Tensor, into_errors: bool) -> Tensor:
@@ -50,6 +67,6 @@ def _take_losses(logits: Tensor, targets: Tensor, into_errors: bool) -> Tensor:
         losses.append(total.log() - chosen)
         if into_errors:
             scores *= total.reciprocal()[:, None]
-            scores[torch.arange(len(wanted)), wanted] -= 1
+            scores[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
             block.copy_(scores)
     return torch.cat(losses)

@@ -1,14 +1,13 @@
 """`python -m training.merge --config F`: base and adapter as one 16-bit model, tensor by tensor.
 
-W' = round(W + scale B A), in fp32 and rounded once to the base's own dtype; every other tensor is copied byte for byte. No more than one
-layer's weights are in memory, and nothing is ever merged into quantized weights.
+W' = round(W + scale B A), in fp32 and rounded once to the base's own dtype; with DoRA each row of the sum is first brought to its learnt
+norm. Every other tensor is copied byte for byte. No more than one layer's weights are in memory, and nothing is ever merged into
+quantized weights.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import safe_open
@@ -19,12 +18,9 @@ from infra.errors import ArtifactError
 from infra.files import require_free_space
 from infra.process import Progress, run_program
 from training.adapter import ADAPTER_NAME, PEFT_PREFIX, adapter_scale
-from training.base import CONFIG_NAME
 from training.config import MergeJob
-from training.folders import fresh_folder
+from training.folders import copy_texts, fresh_folder
 from training.weights import safetensors_writer, tensor_specs, total_bytes, weight_files
-
-COPIED_SUFFIXES = (".json", ".jinja")
 
 
 def merge(job: MergeJob) -> None:
@@ -38,7 +34,8 @@ def merge(job: MergeJob) -> None:
     fresh_folder(job.output_dir)
     progress, done = Progress(job.progress_file, "tensors"), 0
     with safe_open(job.adapter_dir / ADAPTER_NAME, framework="pt") as adapter_file:
-        updates = adapter_updates(adapter_file.keys(), [spec.name for shard in specs.values() for spec in shard])
+        base_names = [spec.name for shard in specs.values() for spec in shard]
+        updates = adapter_updates(adapter_file.keys(), base_names, facts.adapter.use_dora)
         for name, shard in specs.items():
             with (
                 safe_open(job.base_dir / name, framework="pt") as weights,
@@ -47,34 +44,45 @@ def merge(job: MergeJob) -> None:
                 for spec in shard:
                     weight = weights.get_tensor(spec.name)
                     if spec.name in updates:
-                        a, b = (adapter_file.get_tensor(part) for part in updates[spec.name])
-                        weight = merged_weight(weight, a, b, adapter_scale(facts.adapter), spec.name)
+                        parts = [adapter_file.get_tensor(part) for part in updates[spec.name]]
+                        weight = merged_weight(weight, parts, adapter_scale(facts.adapter), spec.name)
                     writer.write(spec.name, weight.contiguous().view(torch.uint8).numpy().data.cast("B"))
                     done += 1
             progress.report(done, sum(len(each) for each in specs.values()))
-    _copy_the_rest(job.base_dir, job.output_dir)
+    copy_texts(job.base_dir, job.output_dir)
     parents = {"base": base.digest, "adapter": adapter.digest}
     write_manifest(job.output_dir, "merged", job.provenance, model=facts.model_copy(update={"adapter": None}), parents=parents)
 
 
-def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, name: str) -> Tensor:
-    """W (out, in), A (rank, in), B (out, rank) -> W + scale B A in W's dtype. Raises ArtifactError where shapes do not fit."""
+def merged_weight(weight: Tensor, parts: Sequence[Tensor], scale: float, name: str) -> Tensor:
+    """W (out, in) and the parts A (rank, in), B (out, rank) and perhaps norms m (out) -> V = W + scale B A, or m V / |V|, in W's dtype.
+
+    Raises ArtifactError where shapes do not fit.
+    """
+    a, b, *norms = parts
     if a.shape[1] != weight.shape[1] or b.shape[0] != weight.shape[0] or a.shape[0] != b.shape[1]:
         shapes = f"weight {tuple(weight.shape)}, A {tuple(a.shape)}, B {tuple(b.shape)}"
         raise ArtifactError(f"{name}: {shapes} do not fit. Train the adapter on this base.")
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+    total = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    if norms:
+        total *= (norms[0].float() / total.norm(dim=1))[:, None]
+    return total.to(weight.dtype)
 
 
-def adapter_updates(adapter_names: list[str], base_names: list[str]) -> Mapping[str, tuple[str, str]]:
-    """Names of A and B by the weight they change. Raises ArtifactError where the adapter has a tensor that changes nothing."""
-    updates: dict[str, tuple[str, str]] = {}
-    exist = set(base_names)
+def adapter_updates(adapter_names: Sequence[str], base_names: Sequence[str], use_dora: bool) -> Mapping[str, tuple[str, ...]]:
+    """Names of A, B and perhaps the norms by the weight they change.
+
+    Raises ArtifactError where the adapter has a tensor that changes nothing, or lacks one.
+    """
+    updates: dict[str, tuple[str, ...]] = {}
+    exist, present = set(base_names), set(adapter_names)
     for name in adapter_names:
         module = name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0]
-        pair = (f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight")
-        if name not in pair or not set(pair) <= set(adapter_names) or f"{module}.weight" not in exist:
+        stem = f"{PEFT_PREFIX}{module}.lora_"
+        parts = (f"{stem}A.weight", f"{stem}B.weight", *([f"{stem}magnitude_vector"] if use_dora else []))
+        if name not in parts or not set(parts) <= present or f"{module}.weight" not in exist:
             raise ArtifactError(f"adapter tensor {name!r} changes no weight of this base model. Train the adapter on this base.")
-        updates[f"{module}.weight"] = pair
+        updates[f"{module}.weight"] = parts
     if not updates:
         raise ArtifactError(f"{ADAPTER_NAME} holds no tensors, so merging would silently give the base model. Train the adapter again.")
     return updates
@@ -88,13 +96,6 @@ def _checked_facts(base: Manifest, adapter: Manifest, job: MergeJob) -> ModelFac
             f"{job.adapter_dir}: trained on the base model {trained_on}, given is {base.digest} ({job.base_dir}). Merge with its own base."
         )
     return facts
-
-
-def _copy_the_rest(base_dir: Path, output_dir: Path) -> None:
-    assert (base_dir / CONFIG_NAME).is_file()
-    for path in base_dir.iterdir():
-        if path.suffix in COPIED_SUFFIXES and path.name != "manifest.json":
-            shutil.copyfile(path, output_dir / path.name)
 
 
 if __name__ == "__main__":

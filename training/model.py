@@ -1,4 +1,4 @@
-"""The base model with adapters, and the loss of one pack."""
+"""The base model with adapters, and the losses of one pack."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from infra.contracts import AdapterFacts
 from infra.errors import ConfigError
-from training import attention
-from training.adapter import adapter_scale
-from training.lora import attach
+from training import attention, lora
 from training.loss import SupervisedLoss
 from training.norm import replace_norms
 from training.packing import Pack
+from training.quantized import Quantization, load_options, replace_linears
 
 # Models whose forward is decoder, then one plain head, with rotary positions and causal attention in every layer.
 KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attention.NAME) -> nn.Module:
+def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attention.NAME, quantization: Quantization = "none") -> nn.Module:
     """The frozen model of a base or merged folder, in `dtype`. Raises ConfigError for a kind of model that the trainer does not know."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -34,21 +34,56 @@ def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attentio
             f"{base_dir}: model type {config.model_type!r}, sliding window {getattr(config, 'sliding_window', None)}; the trainer knows "
             f"{', '.join(KNOWN_MODEL_TYPES)} without a sliding window. Choose such a base model."
         )
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype, attn_implementation=implementation, use_safetensors=True)
+    options = load_options(quantization, dtype)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        base_dir, dtype=dtype, attn_implementation=implementation, use_safetensors=True, **options
+    )
     model.requires_grad_(False)
+    if quantization != "none":
+        replace_linears(model)
     if implementation != "eager":  # eager is the model as transformers wrote it, which the tests compare ours with
         replace_norms(model)
     return model.eval()
 
 
-def attach_adapter(model: nn.Module, facts: AdapterFacts, dropout: float = 0.0) -> None:
+def attach_adapter(model: Any, facts: AdapterFacts, dropout: float = 0.0) -> None:
     """Puts zero adapters on the model's target layers. Raises ConfigError for a target that does not exist."""
-    attach(model, facts.rank, adapter_scale(facts), dropout, facts.target_modules)
+    lora.attach(model, facts, dropout, model.get_input_embeddings().weight.dtype)
 
 
-def token_losses(model: Any, pack: Pack) -> Tensor:
-    """fp32 losses (S) of the pack's supervised tokens."""
-    output = model.get_decoder()(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, packing=pack)
-    hidden = output.last_hidden_state[0].index_select(0, pack.predicting_places)
-    losses: Tensor = SupervisedLoss.apply(hidden, model.get_output_embeddings().weight, pack.targets)  # type: ignore[no-untyped-call]
-    return losses
+class PackModel(nn.Module):  # type: ignore[misc]
+    """A causal model, or one stage of it, that maps a pack to the losses of its supervised tokens."""
+
+    def __init__(self, causal_model: Any, checkpoint_layers: bool = False) -> None:
+        super().__init__()
+        self.causal_model = causal_model
+        self.checkpoint_layers = checkpoint_layers
+        self.is_first = self.is_last = True
+
+    def forward(self, pack: Pack, hidden: Tensor | None = None) -> Tensor:
+        """fp32 losses (S), or before the last stage the hidden states (1, T, H); `hidden` comes from the stage before."""
+        if self.is_first:
+            hidden = self.causal_model.model.embed_tokens(pack.ids)
+        assert hidden is not None
+        hidden = self._run_layers(hidden, pack)
+        return self._losses(hidden, pack) if self.is_last else hidden
+
+    def _run_layers(self, hidden: Tensor, pack: Pack) -> Tensor:
+        """What transformers' own decoder does for the known kinds of model, less the mask, which packs replace."""
+        decoder = self.causal_model.model
+        given = {
+            "position_ids": pack.positions, "position_embeddings": decoder.rotary_emb(hidden, position_ids=pack.positions), "packing": pack
+        }  # fmt: skip
+        layers = decoder.layers
+        for layer in layers.values() if isinstance(layers, nn.ModuleDict) else layers:
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **given)
+            else:
+                hidden = layer(hidden, **given)
+        return hidden
+
+    def _losses(self, hidden: Tensor, pack: Pack) -> Tensor:
+        predicting = self.causal_model.model.norm(hidden[0].index_select(0, pack.predicting_places))
+        head = self.causal_model.get_output_embeddings().weight
+        losses: Tensor = SupervisedLoss.apply(predicting, head, pack.targets)  # type: ignore[no-untyped-call]
+        return losses

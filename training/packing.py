@@ -8,7 +8,7 @@ tokens are the same in every row, and half of a padded batch would be padding an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
@@ -49,6 +49,13 @@ class Pack:
         """Supervised tokens."""
         return len(self.targets)
 
+    def to(self, device: torch.device) -> Pack:
+        """The same pack with its tensors on a device."""
+        if device.type == "cpu":
+            return self
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in found.items() if isinstance(value, Tensor)})
+
 
 def make_pack(rows: Sequence[TokenRow]) -> Pack:
     """The pack of `rows`, which need at least one supervised token each after their first token."""
@@ -75,6 +82,11 @@ def make_pack(rows: Sequence[TokenRow]) -> Pack:
         row_numbers=tuple(row.row for row in rows),
         row_tokens=sum(len(row.ids) for row in rows),
     )
+
+
+def without_labels(pack: Pack) -> Pack:
+    """A pack that gives no loss and gradients of zero."""
+    return replace(pack, predicting_places=pack.predicting_places[:0], targets=pack.targets[:0], target_rows=pack.target_rows[:0])
 
 
 def _common_prefix(rows: Sequence[TokenRow], labels: Sequence[Sequence[int]]) -> int:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
-from safetensors.torch import save_file
 
 from infra.errors import SlipwayError
 from infra.files import sha256_json, write_json_atomic
 from infra.process import Progress
 from infra.tracking import MetricStream
 from training import checkpoint
-from training.adapter import ADAPTER_CONFIG_NAME, ADAPTER_NAME, adapter_facts
-from training.config import FinetuneJob, LoraConfig
+from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import FAILURE_NAME
+from training.layout import Layout
 from training.loop import StepReport, Trainer
-from training.lora import initialize
-from training.model import attach_adapter, load_base
 from training.precision import compute_dtype, precision_name
+from training.result import prepare_model, write_result
 
 SUMMARY_NAME = "train.json"
 RATE_WINDOW_STEPS = 10
@@ -33,32 +31,36 @@ def train_on_worker(config: dict[str, Any]) -> None:
     """Reads what the driver gave and trains; a known error is left in a file for the driver, since raised it would only be tried again."""
     job = FinetuneJob.model_validate_json(config["job"])
     context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["cpus"])  # Ray sets OMP_NUM_THREADS to 1 for its workers
     try:
-        run_worker(job, config["parents"], rank, num_workers)
+        run_worker(job, config["parents"], context.get_world_size())
     except SlipwayError as error:
         folder = checkpoint.checkpoints_folder(job.output_dir)
         write_json_atomic(folder / FAILURE_NAME, {"type": type(error).__name__, "message": error.message})
 
 
-def run_worker(job: FinetuneJob, parents: Sequence[str], rank: int = 0, num_workers: int = 1) -> None:
+def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -> None:
     """Trains to the end from the newest checkpoint, or from the start; rank 0 writes checkpoints, figures and the adapter."""
     started = time.perf_counter()
     dtype = compute_dtype(job.train.precision)
-    model = load_base(job.base_dir, dtype)
-    attach_adapter(model, adapter_facts(job.train.lora), job.train.lora.dropout)
-    initialize(model, job.train.seed)
-    trainer = Trainer(model, job.train, read_token_rows(job.tokens_dir, "train"), rank, num_workers)
-    recorder = Recorder(job, rank, precision_name(dtype))
+    layout = Layout(job.train.parallel, num_workers, worker_device())
+    trainer = Trainer(prepare_model(job.base_dir, job.train, dtype), job.train, read_token_rows(job.tokens_dir, "train"), layout)
+    recorder = Recorder(job, layout.rank, precision_name(dtype))
     fingerprint = run_fingerprint(job, parents, precision_name(dtype))
     if state := checkpoint.load_latest(checkpoint.checkpoints_folder(job.output_dir), fingerprint):
         trainer.restore(state)
         recorder.history = state.history
     train_to_end(trainer, recorder, job, fingerprint)
-    if rank == 0:
-        write_adapter(trainer, job)
+    write_result(trainer, job)
+    if layout.rank == 0:
         recorder.finish(time.perf_counter() - started, trainer.step)
+
+
+def worker_device() -> torch.device:
+    """The GPU that Ray gave this worker, else the processor."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(ray.train.torch.get_device())
 
 
 def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, fingerprint: str) -> None:
@@ -77,7 +79,7 @@ def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, fingerp
             recorder.heldout(report.step, trainer.evaluate(heldout))
             if patience and recorder.evals_since_lowest == 0:
                 trainer.remember()
-        if trainer.rank == 0 and report.step % job.train.checkpoint_steps == 0 and not is_last:
+        if trainer.layout.rank == 0 and report.step % job.train.checkpoint_steps == 0 and not is_last:
             checkpoint.save(folder, trainer.state(recorder.history), fingerprint, job.train.keep_checkpoints)
     trainer.recall()
 
@@ -92,25 +94,6 @@ def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) ->
 def spread(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
     """At most `count` rows, evenly over all of them."""
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if len(rows) > count else list(rows)
-
-
-def write_adapter(trainer: Trainer, job: FinetuneJob) -> None:
-    """The adapter as PEFT stores it, in fp32."""
-    save_file(trainer.adapters.tensors(), str(job.output_dir / ADAPTER_NAME), metadata={"format": "pt"})
-    write_json_atomic(job.output_dir / ADAPTER_CONFIG_NAME, peft_config(job.train.lora))
-
-
-def peft_config(lora: LoraConfig) -> dict[str, Any]:
-    """The adapter_config.json that peft makes of these settings."""
-    import peft
-
-    config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
-        target_modules=list(lora.target_modules), task_type="CAUSAL_LM", bias="none", inference_mode=True,
-    )  # fmt: skip
-    stored = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    result: dict[str, Any] = json.loads(json.dumps(stored))
-    return result
 
 
 class Recorder:

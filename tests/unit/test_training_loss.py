@@ -15,23 +15,25 @@ from training import attention
 from training.adapter import ADAPTER_NAME, adapter_facts
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
-from training.finetune import check_lora
+from training.finetune import count_trained
 from training.loop import Trainer
-from training.lora import AdapterParameters, LoraLinear, initialize, load_tensors
+from training.lora import LoraLinear, initialize, load_tensors, peft_name
 from training.loss import SupervisedLoss
-from training.model import attach_adapter, load_base, token_losses
+from training.model import PackModel, attach_adapter, load_base
 from training.packing import make_pack
-from training.worker import Recorder, train_to_end, write_adapter
+from training.parameters import TrainableParameters
+from training.result import write_result
+from training.worker import Recorder, train_to_end
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
 LOSS_TOLERANCE = 1e-5  # losses of about 6.9, where neighbouring fp32 numbers are 5e-7 apart and products add up in another order
 
 
-def adapted(base_dir: Path, implementation: str = attention.NAME, dropout: float = 0.0) -> Any:
+def adapted(base_dir: Path, implementation: str = attention.NAME, lora: LoraConfig = LORA) -> Any:
     """The toy base in fp32 with adapters that are not zero."""
     model = load_base(base_dir, torch.float32, implementation)
-    attach_adapter(model, FACTS, dropout)
+    attach_adapter(model, adapter_facts(lora), lora.dropout)
     initialize(model, 1)
     generator = torch.Generator().manual_seed(2)
     for module in model.modules():
@@ -69,7 +71,7 @@ def test_pack_loss_and_gradients_equal_plain_transformers(toy_base: Path, toy_to
     packed, plain = adapted(toy_base), adapted(toy_base, "eager")
     pack = make_pack(rows)
     assert (pack.prefix_tokens > 0) == (count > 1)
-    loss = token_losses(packed, pack).sum() / pack.num_supervised
+    loss = PackModel(packed)(pack).sum() / pack.num_supervised
     expected = plain_loss(plain, rows)
     loss.backward()
     expected.backward()
@@ -90,7 +92,7 @@ def test_pack_loss_equals_plain_transformers_for_each_known_model(model_type: st
     rows = read_token_rows(toy_tokens, "train")[:5]
     packed, plain = load_base(tmp_path, torch.float32), load_base(tmp_path, torch.float32, "eager")
     pack = make_pack(rows)
-    loss = float(token_losses(packed, pack).sum() / pack.num_supervised)
+    loss = float(PackModel(packed)(pack).sum() / pack.num_supervised)
     assert loss == pytest.approx(float(plain_loss(plain, rows)), abs=LOSS_TOLERANCE)
 
 
@@ -98,7 +100,7 @@ def test_pack_rows_do_not_see_each_other(toy_base: Path, toy_tokens: Path) -> No
     rows = read_token_rows(toy_tokens, "train")[:4]
     changed = [*rows[:3], TokenRow(3, (*rows[3].ids[:-8], *([77] * 8)), rows[3].supervised)]
     model = load_base(toy_base, torch.float32)
-    one, other = (token_losses(model, make_pack(these)) for these in (rows, changed))
+    one, other = (PackModel(model)(make_pack(these)) for these in (rows, changed))
     kept = make_pack(rows).target_rows < 3
     assert torch.equal(one[kept], other[kept])
     assert not torch.equal(one, other)
@@ -119,7 +121,7 @@ def test_loss_equals_cross_entropy_over_several_chunks(monkeypatch: pytest.Monke
 def test_lora_gradients_equal_autograd_and_frozen_weights_get_none(toy_base: Path) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(6, 5).requires_grad_(False)
-    layer = LoraLinear(linear, 3, 0.7, 0.0)
+    layer = LoraLinear(linear, AdapterFacts(rank=3, alpha=2.1, target_modules=()), 0.0, torch.float32)
     layer.lora_A.data.normal_()
     layer.lora_B.data.normal_()
     x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5)
@@ -135,7 +137,12 @@ def test_lora_gradients_equal_autograd_and_frozen_weights_get_none(toy_base: Pat
 
 def trainer(base_dir: Path, tokens_dir: Path, **settings: Any) -> Trainer:
     config = TrainConfig(precision="fp32", **{"lora": LORA, "batch_rows": 10, "epochs": 1, "learning_rate": 1e-2, **settings})
-    return Trainer(adapted(base_dir, dropout=config.lora.dropout), config, read_token_rows(tokens_dir, "train"))
+    return Trainer(adapted(base_dir, lora=config.lora), config, read_token_rows(tokens_dir, "train"))
+
+
+def trained_values(run: Trainer) -> list[torch.Tensor]:
+    """What the model computes with."""
+    return [parameter.detach() for parameter in run.model.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("micro_batch_rows", [1, 3, 4])
@@ -144,7 +151,7 @@ def test_accumulation_over_micro_batches_equals_the_whole_batch(toy_base: Path, 
     one, other = whole.train_step(), parts.train_step()
     assert one.loss == pytest.approx(other.loss, abs=1e-6)
     assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
-    assert torch.allclose(whole.adapters.gradient, parts.adapters.gradient, atol=1e-6)
+    assert torch.allclose(whole.trained.gradient, parts.trained.gradient, atol=1e-6)
 
 
 def test_training_toy_rows_loss_falls(toy_base: Path, toy_tokens: Path) -> None:
@@ -159,7 +166,7 @@ def test_training_toy_rows_loss_falls(toy_base: Path, toy_tokens: Path) -> None:
 def test_gradient_is_clipped_before_the_update(toy_base: Path, toy_tokens: Path) -> None:
     run = trainer(toy_base, toy_tokens, max_gradient_norm=1e-3)
     assert run.train_step().gradient_norm > 1e-2
-    assert float(run.adapters.gradient.norm()) == pytest.approx(1e-3, rel=1e-4)
+    assert float(run.trained.gradient.norm()) == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_bf16_step_keeps_master_weights_that_rounding_would_lose(toy_base: Path, toy_tokens: Path) -> None:
@@ -168,16 +175,17 @@ def test_bf16_step_keeps_master_weights_that_rounding_would_lose(toy_base: Path,
     initialize(model, 0)
     config = TrainConfig(precision="bf16", lora=LORA, batch_rows=10, learning_rate=1e-6, warmup_share=0)
     run = Trainer(model, config, read_token_rows(toy_tokens, "train"))
-    before = run.adapters.master.detach().clone()
+    before = run.trained.master.detach().clone()
     run.train_step()
-    assert not torch.equal(before, run.adapters.master.detach())
-    assert torch.equal(run.adapters.compute, run.adapters.master.detach().to(torch.bfloat16))
+    assert not torch.equal(before, run.trained.master.detach())
+    rounded = run.trained.views(run.trained.master.detach().to(torch.bfloat16))
+    assert all(torch.equal(one, other) for one, other in zip(rounded, trained_values(run), strict=True))
 
 
 def test_loss_that_is_not_finite_stops_and_names_the_rows(toy_base: Path, toy_tokens: Path) -> None:
     run = trainer(toy_base, toy_tokens, batch_rows=3)
-    run.adapters.master.data.fill_(float("nan"))
-    run.adapters.publish()
+    run.trained.master.data.fill_(float("nan"))
+    run.trained.publish()
     rows = sorted(run.rows[index].row for index in run.plan.rows_of_step(0))
     with pytest.raises(ConfigError, match=f"step 1: the loss is nan.*{rows}".replace("[", r"\[").replace("]", r"\]")):
         run.train_step()
@@ -186,7 +194,7 @@ def test_loss_that_is_not_finite_stops_and_names_the_rows(toy_base: Path, toy_to
 @pytest.mark.parametrize(("dropout", "optimizer"), [(0.0, "adamw"), (0.3, "adamw"), (0.0, "sgd")])
 def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropout: float, optimizer: Any) -> None:
     lora = LORA.model_copy(update={"dropout": dropout})
-    whole, first, second = (_with_dropout(toy_base, toy_tokens, lora, optimizer) for _ in range(3))
+    whole, first, second = (trainer(toy_base, toy_tokens, lora=lora, optimizer=optimizer) for _ in range(3))
     for _ in range(4):
         whole.train_step()
     for _ in range(2):
@@ -194,22 +202,17 @@ def test_resumed_steps_are_bit_identical(toy_base: Path, toy_tokens: Path, dropo
     second.restore(first.state({}))
     for _ in range(2):
         second.train_step()
-    assert torch.equal(whole.adapters.master, second.adapters.master)
-
-
-def _with_dropout(base_dir: Path, tokens_dir: Path, lora: LoraConfig, optimizer: Any) -> Trainer:
-    config = TrainConfig(precision="fp32", lora=lora, batch_rows=10, epochs=1, learning_rate=1e-2, optimizer=optimizer)
-    return Trainer(adapted(base_dir, dropout=lora.dropout), config, read_token_rows(tokens_dir, "train"))
+    assert torch.equal(whole.trained.master, second.trained.master)
 
 
 def test_sgd_steps_are_momentum_times_the_rate(toy_base: Path, toy_tokens: Path) -> None:
     run = trainer(toy_base, toy_tokens, optimizer="sgd", learning_rate=0.1, schedule="constant", warmup_share=0)
-    velocity = torch.zeros_like(run.adapters.master)
+    velocity = torch.zeros_like(run.trained.master)
     for _ in range(2):
-        before = run.adapters.master.detach().clone()
+        before = run.trained.master.detach().clone()
         run.train_step()
-        velocity = 0.9 * velocity + run.adapters.gradient
-        assert torch.allclose(run.adapters.master.detach(), before - 0.1 * velocity, atol=1e-7)
+        velocity = 0.9 * velocity + run.trained.gradient
+        assert torch.allclose(run.trained.master.detach(), before - 0.1 * velocity, atol=1e-7)
 
 
 def test_early_stop_ends_the_run_and_keeps_the_adapter_of_the_lowest_loss(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
@@ -233,25 +236,27 @@ def test_remembered_adapter_survives_a_resume(toy_base: Path, toy_tokens: Path) 
     first, second = trainer(toy_base, toy_tokens), trainer(toy_base, toy_tokens)
     first.train_step()
     first.remember()
-    kept = first.adapters.master.detach().clone()
+    kept = first.trained.master.detach().clone()
     first.train_step()
     second.restore(first.state({}))
-    assert not torch.equal(second.adapters.master, kept)
+    assert not torch.equal(second.trained.master, kept)
     second.recall()
-    assert torch.equal(second.adapters.master, kept)
-    assert torch.equal(second.adapters.compute, kept)
+    assert torch.equal(second.trained.master, kept)
+    assert all(torch.equal(one, other) for one, other in zip(second.trained.views(kept), trained_values(second), strict=True))
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tokens: Path, tmp_path: Path, use_rslora: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_adapter_files_load_in_peft_with_the_same_logits(
+    toy_base: Path, toy_tokens: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    lora = LORA.model_copy(update={"use_rslora": use_rslora})
+    lora = LORA.model_copy(update=options)
     run = trainer(toy_base, toy_tokens, lora=lora)
     run.train_step()
     job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=run.config)
-    write_adapter(run, job)
+    write_result(run, job)
     peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32), tmp_path)
     own = load_base(toy_base, torch.float32, "eager")
     attach_adapter(own, adapter_facts(lora))
@@ -263,7 +268,7 @@ def test_adapter_files_load_in_peft_with_the_same_logits(toy_base: Path, toy_tok
 
 def test_adapter_that_does_not_fit_the_model_is_refused(toy_base: Path) -> None:
     model = adapted(toy_base)
-    tensors = AdapterParameters(model).tensors()
+    tensors = {peft_name(name): value for name, value in TrainableParameters(model).whole_tensors().items()}
     name = next(iter(tensors))
     for wrong in ({**tensors, "left.over": tensors[name]}, {**tensors, name: tensors[name][:1]}, {}):
         with pytest.raises(ArtifactError, match="do not fit"):
@@ -274,14 +279,14 @@ def test_unknown_target_module_names_the_layers_that_exist(toy_base: Path, toy_t
     lora = LoraConfig(target_modules=("q_proj", "qkv_proj", "lm_head"))
     job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=TrainConfig(lora=lora))
     with pytest.raises(ConfigError) as caught:
-        check_lora(job)
+        count_trained(job)
     assert "['lm_head', 'qkv_proj']" in caught.value.message
     assert "gate_proj" in caught.value.message
 
 
 def test_adapter_size_from_headers_equals_what_is_trained(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
     job = FinetuneJob(output_dir=tmp_path, base_dir=toy_base, tokens_dir=toy_tokens, train=TrainConfig(lora=LORA))
-    assert check_lora(job) == AdapterParameters(adapted(toy_base)).master.numel()
+    assert count_trained(job) == TrainableParameters(adapted(toy_base)).master.numel()
 
 
 def test_model_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
