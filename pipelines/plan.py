@@ -13,7 +13,8 @@ def build_steps(spec: Spec) -> list[Step]:
     """Every step from dataset to gates, in order. Raises one ConfigError with all that is wrong with the sources."""
     steps: list[Step] = []
     problems: list[str] = []
-    for make in (rows.step, base.step, render.step, train.step, merge.step, quantize.step):
+    merging = [merge.step] if spec.merged_by == "merge" else []
+    for make in (rows.step, base.step, render.step, train.step, *merging, quantize.step):
         try:
             steps.append(make(spec))
         except ConfigError as error:

@@ -95,6 +95,11 @@ class Spec(Config):
     """Price of this machine; absent means that cost is reported in hours only."""
 
     @property
+    def merged_by(self) -> str:
+        """The step that makes the 16-bit model: full fine-tuning leaves nothing to merge."""
+        return "train" if self.train.method == "full" else "merge"
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over what the spec says; names a spec in provenance."""
         return sha256_json(self.model_dump(mode="json"))

@@ -48,6 +48,11 @@ class StepContext:
             output_dir=self.output_dir, progress_file=self.progress_file, tracking=self.tracking, provenance=self.provenance, **fields
         )
 
+    def input_of_kind(self, kind: Kind) -> Artifact:
+        """The one input of that kind, whichever step made it."""
+        (found,) = (artifact for artifact in self.inputs.values() if artifact.manifest.kind == kind)
+        return found
+
 
 @dataclass(frozen=True)
 class Step:

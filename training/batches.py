@@ -33,18 +33,18 @@ class BatchPlan:
         return self._order[start : start + self._config.batch_rows]
 
 
-def worker_packs(rows: Sequence[TokenRow], micro_batch_rows: int, data_rank: int, data_size: int, fill: bool = False) -> list[Pack]:
+def worker_packs(rows: Sequence[TokenRow], micro_batch_rows: int, data_rank: int, data_size: int, at_least: int = 0) -> list[Pack]:
     """This worker's share of one global batch: rows sorted by length and dealt in turn, then cut into packs of similar lengths.
 
-    Together the workers' packs hold every row once. With `fill` each worker gets the same number of packs, because workers that hold
-    parts of one model must make every pass together; a pack that only fills has no label.
+    Together the workers' packs hold every row once. With `at_least` each worker gets the same number of packs and no fewer than that,
+    because workers that hold parts of one model must make every pass together; a pack that only fills up has no label.
     """
     by_length = sorted(rows, key=lambda row: (len(row.ids), row.row))
     own = by_length[data_rank::data_size]
-    number = math.ceil(math.ceil(len(rows) / data_size) / micro_batch_rows)
+    number = max(math.ceil(math.ceil(len(rows) / data_size) / micro_batch_rows), at_least)
     cuts = [len(own) * part // number for part in range(number + 1)]
     packs = [make_pack(own[start:end]) for start, end in pairwise(cuts) if end > start]
-    return packs + [without_labels(make_pack(by_length[:1]))] * ((number - len(packs)) if fill else 0)
+    return packs + [without_labels(make_pack(by_length[:1]))] * ((number - len(packs)) if at_least else 0)
 
 
 def count_supervised(rows: Sequence[TokenRow]) -> int:

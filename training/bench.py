@@ -151,22 +151,27 @@ def _products_per_s(trainer: Any) -> float:
     packs = worker_packs(rows, trainer.config.micro_batch_rows, 0, 1)
     head = trainer.model.causal_model.get_output_embeddings().weight.numel()
     adapters = trainer.trained.master.numel()
-    linear = sum(module.weight.numel() for module in trainer.model.modules() if hasattr(module, "lora_A"))
+    linear = sum(rows * columns for rows, columns in adapted_shapes(trainer.model))
     operations = sum(pack.ids.numel() * (4 * linear + 6 * adapters) + 4 * head * pack.num_supervised for pack in packs)
     trainer.step -= 1
     return float(operations / trainer.train_step().seconds)
+
+
+def adapted_shapes(model: Any) -> list[tuple[int, int]]:
+    """(out, in) of every layer with an adapter."""
+    return [(len(module.lora_B), module.lora_A.shape[1]) for module in model.modules() if hasattr(module, "lora_A")]
 
 
 def _peak_per_s(model: Any, dtype: Any) -> float:
     """Operations a second of the model's widest plain matrix product at the size of a pack, the best of several."""
     import torch
 
-    weight = max((module.weight for module in model.modules() if hasattr(module, "lora_A")), key=lambda tensor: tensor.numel())
+    weight = torch.randn(max(adapted_shapes(model), key=math.prod)).to(dtype)
     x = torch.randn(600, weight.shape[1]).to(dtype)
     best = math.inf
     for _ in range(20):
         started = time.perf_counter()
-        torch.nn.functional.linear(x, weight.detach())
+        torch.nn.functional.linear(x, weight)
         best = min(best, time.perf_counter() - started)
     return float(2 * len(x) * weight.numel() / best)
 

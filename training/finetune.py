@@ -6,7 +6,6 @@ Killed workers are replaced and go on from the last checkpoint; after the whole 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import warnings
@@ -17,11 +16,11 @@ from infra.contracts import Manifest, ModelFacts, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import read_json, require_free_space
 from infra.process import run_program
-from training.adapter import adapter_facts, check_targets
+from training.adapter import adapter_facts
 from training.checkpoint import checkpoints_folder
 from training.config import FinetuneJob
 from training.folders import copy_texts, fresh_folder
-from training.weights import tensor_specs, weight_files
+from training.preflight import check_layout, count_trained
 
 FAILURE_NAME = "failure.json"
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
@@ -42,6 +41,7 @@ def finetune(job: FinetuneJob) -> None:
             f"{job.tokens_dir}: made for the base model {tokens.parents.get('base')}, given is {base.digest}. Render the rows again."
         )
     num_parameters = count_trained(job)
+    check_layout(job)
     checkpoints = checkpoints_folder(job.output_dir)
     require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * (job.train.keep_checkpoints + 1), "checkpoints")
     fresh_folder(job.output_dir)
@@ -54,19 +54,6 @@ def finetune(job: FinetuneJob) -> None:
     parents = {"base": base.digest, "tokens": tokens.digest}
     write_manifest(job.output_dir, "merged" if is_full else "adapter", job.provenance, model=trained_facts(job, base), parents=parents)
     shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def count_trained(job: FinetuneJob) -> int:
-    """How many parameters are trained, from the headers of the weight files. Raises ConfigError for an unknown target layer."""
-    specs = [spec for name in weight_files(job.base_dir) for spec in tensor_specs(job.base_dir / name)]
-    if job.train.method == "full":
-        return sum(math.prod(spec.shape) for spec in specs)
-    linear = {spec.name.removesuffix(".weight"): spec.shape for spec in specs if len(spec.shape) == 2 and "embed" not in spec.name}
-    linear.pop("lm_head", None)
-    lora = job.train.lora
-    check_targets(lora.target_modules, linear)
-    wanted = [shape for name, shape in linear.items() if name.rpartition(".")[2] in lora.target_modules]
-    return sum(lora.rank * (rows + columns) + (rows if lora.use_dora else 0) for rows, columns in wanted)
 
 
 def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:

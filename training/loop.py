@@ -125,7 +125,8 @@ class Trainer:
     def _packs(self, rows: Sequence[TokenRow]) -> list[Pack]:
         """This worker's packs of one global batch."""
         layout = self.layout
-        packs = worker_packs(rows, self.config.micro_batch_rows, layout.data_rank, layout.data_size, fill=layout.is_split)
+        at_least = layout.sizes["pipeline"] if layout.is_split else 0  # a pipeline needs a pack for each of its stages
+        packs = worker_packs(rows, self.config.micro_batch_rows, layout.data_rank, layout.data_size, at_least)
         return [pack.to(layout.device) for pack in packs]
 
     def _pass(self, packs: Sequence[Pack], weight: float) -> float:

@@ -75,7 +75,9 @@ def shard(model: PackModel, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     layers = model.causal_model.model.layers
     for unit in [*(layers.values() if isinstance(layers, nn.ModuleDict) else layers), model]:
-        fully_shard(unit, mesh=mesh, mp_policy=policy).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(unit, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no sum that multiplies on the way
 
 
 class SplitLinear(nn.Module):  # type: ignore[misc]

@@ -20,7 +20,7 @@ Gate = dict[str, Any]
 def step(spec: Spec) -> Step:
     """The step that needs the scores and the certificate."""
     run_named = partial(run, spec.quantize.format, spec.evaluate.metrics[0])
-    return Step("gate", 1, "gates", spec.gates, run_named, needs={"evaluate": "scores", "prove": "certificate"})
+    return Step("gate", 2, "gates", spec.gates, run_named, needs={"evaluate": "scores", "prove": "certificate"})
 
 
 def run(served: str, metric: str, config: GatesConfig, context: StepContext) -> None:
@@ -34,15 +34,16 @@ def run(served: str, metric: str, config: GatesConfig, context: StepContext) -> 
 def decide(config: GatesConfig, scores: Mapping[str, Any], certificate: Mapping[str, Any], served: str, metric: str) -> list[Gate]:
     """The outcome of every gate; a slice or model that was not measured does not pass."""
     value = {name: by_metric[metric]["value"] for name, by_metric in scores.items()}
-    drop = value["adapter"] - value[served]
-    agreement = certificate["models"]["merged"]["same_answer"]["value"]
+    drop = value[certificate["reference"]] - value[served]
     gates = [_at_least(f"{metric} of {served}", value[served], config.min_score)]
     for name, threshold in config.min_slice_scores.items():
         measured = scores[served].get(f"{metric}/{name}", {}).get("value")
         gates.append(_at_least(f"{metric} of {served} on slice {name}", measured, threshold))
     gates.append(_at_least(f"gain of {served} over base", value[served] - value["base"], config.min_gain))
     gates.append(_at_most("drop by quantization", drop, config.max_quantization_drop))
-    gates.append(_at_least("rows answered alike by adapter and merged", agreement, config.min_merge_agreement))
+    if "merged" in certificate["models"]:  # full fine-tuning makes the merged model itself
+        agreement = certificate["models"]["merged"]["same_answer"]["value"]
+        gates.append(_at_least("rows answered alike by adapter and merged", agreement, config.min_merge_agreement))
     return gates
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from infra.config import Config
@@ -20,17 +20,18 @@ class PredictConfig(Config):
 
 
 def steps(spec: Spec) -> list[Step]:
-    """One step a model: base, adapter, merged and the served format."""
+    """One step a model: base, adapter if one is trained, merged and the served format."""
     config = PredictConfig(max_new_tokens=spec.evaluate.max_new_tokens)
 
-    def node(name: str, run: Callable[[Any, StepContext], None], **needs: Kind) -> Step:
+    def node(name: str, run: Callable[[Any, StepContext], None], needs: Mapping[str, Kind]) -> Step:
         return Step(f"predict-{name}", 1, "answers", config, run, needs={"render": "tokens", **needs})
 
+    with_adapter = [node("adapter", run_adapter, {"base": "base", "train": "adapter"})] if spec.merged_by == "merge" else []
     return [
-        node("base", run_base, base="base"),
-        node("adapter", run_adapter, base="base", train="adapter"),
-        node("merged", run_merged, merge="merged"),
-        node(spec.quantize.format, run_quantized, quantize="quantized"),
+        node("base", run_base, {"base": "base"}),
+        *with_adapter,
+        node("merged", run_merged, {spec.merged_by: "merged"}),
+        node(spec.quantize.format, run_quantized, {"quantize": "quantized"}),
     ]
 
 
@@ -46,7 +47,7 @@ def run_adapter(config: PredictConfig, context: StepContext) -> None:
 
 def run_merged(config: PredictConfig, context: StepContext) -> None:
     """The merged model, in the training stack."""
-    _run_training(config, context, model_dir=context.inputs["merge"].path)
+    _run_training(config, context, model_dir=context.input_of_kind("merged").path)
 
 
 def run_quantized(config: PredictConfig, context: StepContext) -> None:

@@ -14,6 +14,7 @@ from infra.evaluation.statistics import agreement, paired_difference
 from infra.files import write_json_atomic
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
+from pipelines.steps.evaluate import model_names
 
 CERTIFICATE_NAME = "certificate.json"
 MAX_DIFFERENCES_SHOWN = 20
@@ -27,19 +28,19 @@ class ProveConfig(Config):
 
 
 def step(spec: Spec) -> Step:
-    """The step that needs the answers of adapter, merged and served model."""
+    """The step that needs the answers of what was trained, the adapter or else the merged model, and of all that comes after it."""
     config = ProveConfig(metric=spec.evaluate.metrics[0], confidence=spec.evaluate.confidence)
-    names = ["merged", spec.quantize.format]
-    needs = {f"predict-{name}": "answers" for name in ["adapter", *names]}
-    return Step("prove", 1, "certificate", config, partial(run, names), needs={"render": "tokens", **needs})  # type: ignore[dict-item]
+    reference, *names = model_names(spec)[1:]
+    needs = {f"predict-{name}": "answers" for name in (reference, *names)}
+    return Step("prove", 2, "certificate", config, partial(run, reference, names), needs={"render": "tokens", **needs})  # type: ignore[dict-item]
 
 
-def run(names: Sequence[str], config: ProveConfig, context: StepContext) -> None:
-    """Writes certificate.json: the adapter compared with each of `names`."""
+def run(reference: str, names: Sequence[str], config: ProveConfig, context: StepContext) -> None:
+    """Writes certificate.json: `reference` compared with each of `names`."""
     prompts = read_prompts(context.inputs["render"].path)
-    adapter = read_answers(context.inputs["predict-adapter"].path)
-    certificate = {name: compare(prompts, adapter, read_answers(context.inputs[f"predict-{name}"].path), config) for name in names}
-    write_json_atomic(context.output_dir / CERTIFICATE_NAME, {"reference": "adapter", "models": certificate})
+    trained = read_answers(context.inputs[f"predict-{reference}"].path)
+    certificate = {name: compare(prompts, trained, read_answers(context.inputs[f"predict-{name}"].path), config) for name in names}
+    write_json_atomic(context.output_dir / CERTIFICATE_NAME, {"reference": reference, "models": certificate})
     parents = {name: artifact.manifest.digest for name, artifact in context.inputs.items()}
     write_manifest(context.output_dir, "certificate", context.provenance, parents=parents)
 
@@ -54,7 +55,7 @@ def compare(prompts: Sequence[Prompt], reference: Sequence[Answer], other: Seque
         score_rows(other_text, expected, config.metric), score_rows(reference_text, expected, config.metric), config.confidence
     )
     differing = [
-        {"row": answer.row, "adapter": answer.text, "other": text, "expected": wanted}
+        {"row": answer.row, "reference": answer.text, "other": text, "expected": wanted}
         for answer, text, wanted in zip(reference, other_text, expected, strict=True)
         if answer.text != text
     ]

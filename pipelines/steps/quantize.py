@@ -9,9 +9,11 @@ from serving.config import QuantizeConfig, QuantizeJob
 
 def step(spec: Spec) -> Step:
     """The step that needs the merged model."""
-    return Step("quantize", 1, "quantized", spec.quantize, run, needs={"merge": "merged"})
+    return Step("quantize", 1, "quantized", spec.quantize, run, needs={spec.merged_by: "merged"})
 
 
 def run(config: QuantizeConfig, context: StepContext) -> None:
     """Quantizes with the engine's own tools."""
-    context.run_program("serving.quantize.openvino", context.job(QuantizeJob, merged_dir=context.inputs["merge"].path, quantize=config))
+    context.run_program(
+        "serving.quantize.openvino", context.job(QuantizeJob, merged_dir=context.input_of_kind("merged").path, quantize=config)
+    )

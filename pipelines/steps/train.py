@@ -1,4 +1,4 @@
-"""train: a LoRA adapter, by Ray Train."""
+"""train: an adapter, or with full fine-tuning the whole model, by Ray Train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from training.config import FinetuneJob, TrainConfig
 
 def step(spec: Spec) -> Step:
     """The step that needs the tokens and the base model."""
-    return Step("train", 2, "adapter", spec.train, run, needs={"render": "tokens", "base": "base"})
+    return Step(
+        "train", 3, "merged" if spec.train.method == "full" else "adapter", spec.train, run, needs={"render": "tokens", "base": "base"}
+    )
 
 
 def run(config: TrainConfig, context: StepContext) -> None:

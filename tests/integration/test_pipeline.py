@@ -78,6 +78,16 @@ def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
     assert all(gate["passed"] for gate in report["gates"])
 
 
+def test_run_of_full_fine_tuning_needs_no_merge(toy_spec: Path, home: Path, report: dict[str, Any]) -> None:
+    changes = ["--set", "train.method=full", "--set", "train.learning_rate=1e-4"]
+    done = slipway(home, "run", str(toy_spec), "--json", "--no-serve", *changes)
+    assert done.returncode == 0, done.stderr
+    full = json.loads(done.stdout)
+    assert set(full["scores"]) == {"base", "merged", "openvino-int8"}
+    assert "merge" not in full["timings_s"]
+    assert int(full["model"]["version"]) > int(report["model"]["version"])
+
+
 def test_run_sends_one_real_request_and_keeps_its_answer(report: dict[str, Any]) -> None:
     response = report["serving"]["sample_response"]
     assert response["object"] == "chat.completion"
@@ -124,7 +134,7 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
     assert not will_run["rows@1"]
     assert not will_run["predict-base@1"]
-    assert will_run["train@2"]
+    assert will_run["train@3"]
     assert will_run["gate@1"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
@@ -198,7 +208,7 @@ def test_ctrl_c_while_training_exits_130_and_a_later_run_resumes(report: dict[st
     assert process.returncode == 130
     assert "the same command resumes" in stderr
     plan = json.loads(slipway(home, "run", str(toy_spec), "--dry-run", "--json", *change).stdout)["steps"]
-    assert "resumes" in next(step["reason"] for step in plan if step["step"] == "train@2")
+    assert "resumes" in next(step["reason"] for step in plan if step["step"] == "train@3")
 
 
 def wait_for_progress(staging: Path, steps: int, timeout_s: float = 120) -> None:

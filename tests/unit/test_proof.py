@@ -43,7 +43,7 @@ def test_compare_counts_rows_answered_alike_and_lists_the_others() -> None:
     found = compare(PROMPTS, answers('{"a":1}', '{"a":1}', "x", "x"), answers('{"a":1}', '{"a":2}', "x", "x"), config)
     assert found["same_answer"]["value"] == 0.75
     assert found["num_differing"] == 1
-    assert found["differing"] == [{"row": 1, "adapter": '{"a":1}', "other": '{"a":2}', "expected": '{"a":1}'}]
+    assert found["differing"] == [{"row": 1, "reference": '{"a":1}', "other": '{"a":2}', "expected": '{"a":1}'}]
     assert found["score_change"]["value"] == -0.25
 
 
@@ -53,7 +53,7 @@ def scores(base: float, adapter: float, merged: float, served: float) -> dict[st
 
 
 def outcome(config: GatesConfig, measured: dict[str, Any], agreement: float = 1.0) -> dict[str, bool]:
-    certificate = {"models": {"merged": {"same_answer": {"value": agreement}}}}
+    certificate = {"reference": "adapter", "models": {"merged": {"same_answer": {"value": agreement}}}}
     return {gate["name"]: gate["passed"] for gate in decide(config, measured, certificate, "int8", "em")}
 
 
@@ -78,6 +78,14 @@ def test_gates_at_their_exact_thresholds_pass() -> None:
 def test_gate_just_beyond_its_threshold_alone_refuses(change: dict[str, Any], refused: str) -> None:
     found = outcome(GatesConfig(**{"min_score": 0.5, **change}), scores(0.06, 0.98, 0.98, 0.96), 0.99)
     assert [name for name, passed in found.items() if not passed] == [refused]
+
+
+def test_gates_of_full_fine_tuning_compare_with_the_merged_model() -> None:
+    measured = scores(0.06, 0.0, 0.98, 0.96)
+    del measured["adapter"]
+    certificate = {"reference": "merged", "models": {"int8": {"same_answer": {"value": 1.0}}}}
+    gates = {gate["name"]: gate["passed"] for gate in decide(GatesConfig(max_quantization_drop=0.01), measured, certificate, "int8", "em")}
+    assert gates == {"em of int8": True, "gain of int8 over base": True, "drop by quantization": False}
 
 
 def test_answers_survive_their_file_and_a_missing_file_is_named(tmp_path: Any) -> None:

@@ -15,13 +15,13 @@ from training import attention
 from training.adapter import ADAPTER_NAME, adapter_facts
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
-from training.finetune import count_trained
 from training.loop import Trainer
 from training.lora import LoraLinear, initialize, load_tensors, peft_name
 from training.loss import SupervisedLoss
 from training.model import PackModel, attach_adapter, load_base
 from training.packing import make_pack
 from training.parameters import TrainableParameters
+from training.preflight import count_trained
 from training.result import write_result
 from training.worker import Recorder, train_to_end
 

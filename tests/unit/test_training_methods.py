@@ -14,12 +14,13 @@ from infra.errors import ConfigError
 from infra.provenance import Provenance
 from training.config import FinetuneJob, LoraConfig, MergeJob, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
-from training.finetune import count_trained, trained_facts
+from training.finetune import trained_facts
 from training.loop import Trainer
 from training.merge import merge
 from training.model import PackModel, load_base
 from training.packing import make_pack
 from training.precision import FIRST_SCALE, LossScale
+from training.preflight import count_trained
 from training.quantized import dense
 from training.result import prepare_model, write_result
 
