@@ -1,4 +1,4 @@
-"""Where base models come from: a folder, an installed package, or the Hugging Face hub.
+"""Where base models come from: a folder, an installed package, or the Hugging Face hub; and datasets of the hub.
 
 - `file:PATH`: a folder with config.json, safetensors and tokenizer.json, or one `.gguf` file.
 - `package:DISTRIBUTION/FILE`: a file (or a folder) that an installed Python distribution carries; the package is never imported.
@@ -13,6 +13,7 @@ from pathlib import Path
 from infra.errors import ConfigError
 
 KNOWN_SOURCES = "file:PATH, package:DISTRIBUTION/FILE, hf:OWNER/NAME[@REVISION]"
+DATASET_PATTERNS = ["*.parquet", "*.jsonl", "*.json", "*.csv", "*.arrow"]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 
 
@@ -57,15 +58,24 @@ def _packaged(rest: str, source: str) -> Path:
     raise ConfigError(f"base model {source!r}: {distribution_name} carries no file {wanted!r}; its model files are {carried}.")
 
 
+def fetch_dataset(source: str) -> Path:
+    """The folder of an `hf:OWNER/NAME[@REVISION]` dataset, fetched where it is not in the cache. Raises ConfigError."""
+    return _snapshot(source.removeprefix("hf:"), f"dataset {source!r}", DATASET_PATTERNS, "dataset")
+
+
 def _hub(rest: str, source: str) -> Path:
+    return _snapshot(rest, f"base model {source!r}", HUB_PATTERNS, "model")
+
+
+def _snapshot(rest: str, what: str, patterns: list[str], kind: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = rest.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, revision=revision or None, repo_type=kind, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"base model {source!r}: tried the local hub cache and the hub itself for {name!r} at revision {revision or 'main'!r}: "
-            f"{type(error).__name__}: {error}. Check the name and HF_TOKEN, or copy the model here and write file:PATH."
+            f"{what}: tried the local hub cache and the hub itself for {name!r} at revision {revision or 'main'!r}: "
+            f"{type(error).__name__}: {error}. Check the name and HF_TOKEN, or copy it here and name the folder."
         ) from error

@@ -12,7 +12,7 @@ from infra.evaluation.scorers import SCORERS
 from infra.files import sha256_json
 from pipelines.datasets.options import SmartHomeOptions
 from serving.config import QuantizeConfig, ServeConfig
-from training.config import DataConfig, TrainConfig
+from training.config import DataConfig, DataSources, TrainConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -24,13 +24,13 @@ class SmartHomeDataset(SmartHomeOptions):
 
 
 class FilesDataset(Config):
-    """JSONL files of your own."""
+    """Files of your own, or datasets of the hub."""
 
     type: Literal["files"]
-    train: Path
-    """Training rows; a relative path starts at the spec file's folder."""
-    heldout: Path | None = None
-    """Held-out rows; absent means a seeded part of the training rows."""
+    train: DataSources
+    """Training rows: a path, or a list of paths or sources; a relative path starts at the spec file's folder."""
+    heldout: DataSources | None = None
+    """Held-out rows, likewise; absent means a seeded part of the training rows."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
     """Part of the training rows held out when no file is given."""
     seed: int = Field(0, ge=0)
@@ -116,8 +116,19 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
     dataset = data.get("dataset")
     if isinstance(dataset, dict):
         for key in ("train", "heldout"):
-            if isinstance(dataset.get(key), str):
-                dataset[key] = str(folder / Path(dataset[key]).expanduser())
+            if key in dataset:
+                dataset[key] = _anchored(dataset[key], folder)
     source = data.get("base_model")
     if isinstance(source, str) and source.startswith("file:"):
         data["base_model"] = f"file:{folder / Path(source.removeprefix('file:')).expanduser()}"
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """A dataset path, a source, or a list of them, with paths made absolute; the hub's names stay."""
+    if isinstance(value, list):
+        return [_anchored(each, folder) for each in value]
+    if isinstance(value, dict):
+        return {**value, "path": _anchored(value["path"], folder)} if "path" in value else value
+    if not isinstance(value, str) or value.startswith("hf:"):
+        return value
+    return str(folder / Path(value).expanduser())

@@ -103,7 +103,7 @@ def toy_tokens(toy_base: Path) -> Path:
     place = toy_base.parent
     source = place / "rows.jsonl"
     source.write_text("".join(json.dumps(toy_row(number)) + "\n" for number in range(55)))
-    prepare_rows(RowsJob(output_dir=place / "rows", train_path=source, heldout_share=10 / 55))
+    prepare_rows(RowsJob(output_dir=place / "rows", train=source, heldout_share=10 / 55))
     render(RenderJob(output_dir=place / "tokens", base_dir=toy_base, rows_dir=place / "rows"))
     return place / "tokens"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,13 +21,13 @@ class BatchPlan:
         self._config = config
         self._num_rows = num_rows
         self._epoch = -1
-        self._order: list[int] = []
+        self._order = array("q")  # eight bytes a row
 
-    def rows_of_step(self, step: int) -> list[int]:
+    def rows_of_step(self, step: int) -> Sequence[int]:
         """Indices of the rows of one global batch, shuffled anew each epoch."""
         epoch, within = divmod(step, steps_per_epoch(self._config, self._num_rows))
         if epoch != self._epoch:
-            self._order = list(range(self._num_rows))
+            self._order = array("q", range(self._num_rows))
             random.Random(f"{self._config.seed}/{epoch}").shuffle(self._order)
             self._epoch = epoch
         start = within * self._config.batch_rows

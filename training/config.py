@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from infra.config import Config
 from infra.process import Job
@@ -122,11 +122,37 @@ class TrainConfig(Config):
         return self
 
 
+RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]
+
+
+class DataSource(Config):
+    """Rows of one kind from one place."""
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file, a folder of them, a folder made by `save_to_disk`, or `hf:OWNER/NAME[@REVISION]`."""
+    weight: float | None = Field(None, gt=0)
+    """Share of this source in the mix, relative to the others: the mix is as large as it can be without repeating a row. Without
+    weights every row of every source is used."""
+    format: RowFormat = "auto"
+    """Shape of its rows."""
+    split: str = "train"
+    """Which split, where a folder holds several."""
+
+
+def _as_sources(value: Any) -> Any:
+    """A path alone, or one source alone, is a list of one."""
+    many = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [{"path": str(each)} if isinstance(each, (str, Path)) else each for each in many]
+
+
+DataSources = Annotated[tuple[DataSource, ...], Field(min_length=1), BeforeValidator(_as_sources)]
+
+
 class DataConfig(Config):
     """How rows become tokens."""
 
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto"
-    """Shape of a row; `auto` looks at the first rows and says what it found."""
+    format: RowFormat = "auto"
+    """Shape of a row, for sources that name none; `auto` looks at the first row and says what it found."""
     max_tokens: int | None = Field(None, ge=8)
     """Longest row; absent means the base model's context."""
     max_lost_share: float = Field(0.02, ge=0, le=1)
@@ -134,12 +160,12 @@ class DataConfig(Config):
 
 
 class RowsJob(Job):
-    """`python -m training.data.rows`: a user's dataset as checked train.jsonl and heldout.jsonl, every row a list of messages."""
+    """`python -m training.data.rows`: a user's dataset as checked train.jsonl and heldout.jsonl, every row messages or a text."""
 
-    train_path: Path
-    """JSONL file of training rows."""
-    heldout_path: Path | None = None
-    """JSONL file of held-out rows; absent means a seeded part of the training rows is held out."""
+    train: DataSources
+    """Where the training rows are."""
+    heldout: DataSources | None = None
+    """Where the held-out rows are; absent means a seeded part of the training rows is held out."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()

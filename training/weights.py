@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from infra.files import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,19 @@ class TensorWriter:
 
     def write(self, name: str, values: bytes | memoryview) -> None:
         """Appends the values of the next tensor, row-major and little-endian."""
+        self._take(name, memoryview(values).nbytes)
+        self._stream.write(values)
+
+    def copy(self, name: str, source: Path) -> None:
+        """Appends the values of the next tensor from a file."""
+        self._take(name, source.stat().st_size)
+        with source.open("rb") as stream:
+            shutil.copyfileobj(stream, self._stream)
+
+    def _take(self, name: str, size: int) -> None:
         spec = self._waiting.pop()
-        size = memoryview(values).nbytes
         assert spec.name == name, f"{name} was written where {spec.name} is due"
         assert size == spec.num_bytes, f"{name}: {size} bytes given, {spec.num_bytes} declared"
-        self._stream.write(values)
 
     def close(self) -> None:
         """Checks that no tensor is missing."""

@@ -18,7 +18,7 @@ class RenderConfig(Config):
 def step(spec: Spec) -> Step:
     """The step that needs rows and the base model's tokenizer."""
     config = RenderConfig(data=spec.data, train_limit_rows=spec.train_limit_rows)
-    return Step("render", 1, "tokens", config, run, needs={"rows": "dataset", "base": "base"})
+    return Step("render", 2, "tokens", config, run, needs={"rows": "dataset", "base": "base"})
 
 
 def run(config: RenderConfig, context: StepContext) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigError
-from training.config import DataConfig, RowsJob
-from training.data import reading
+from training.config import DataConfig, DataSource, RowsJob
+from training.data import sources
 from training.data.formats import detect_format, to_messages
-from training.data.reading import read_rows
-from training.data.rows import prepare_rows, split_rows
+from training.data.reading import RowReader
+from training.data.rows import Scan, choose_heldout, prepare_rows
 
 ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 GOOD = {"messages": [ASKED, ANSWERED]}
@@ -23,6 +23,10 @@ SAME_ROW = {
     "alpaca": {"instruction": "hi", "input": "", "output": "ho"},
     "sharegpt": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
 }
+
+
+def read_rows(path: Path, format_name: str) -> list[dict[str, Any]]:
+    return list(RowReader(DataSource(path=str(path)), format_name))
 
 
 @pytest.mark.parametrize("name", SAME_ROW)
@@ -43,7 +47,7 @@ def test_format_prompt_of_messages_is_kept_as_messages() -> None:
 
 def test_format_unknown_keys_name_all_known_formats() -> None:
     with pytest.raises(ConfigError, match="known format") as caught:
-        detect_format({"text": "hello"})
+        detect_format({"words": "hello"})
     for name in SAME_ROW:
         assert name in caught.value.message
 
@@ -94,7 +98,7 @@ def test_rows_several_problems_come_in_one_error_and_at_most_twenty(tmp_path: Pa
 
 
 def test_rows_line_over_the_limit_is_refused_and_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 200)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + "x" * 1000 + "\nnonsense\n")
     with pytest.raises(ConfigError) as caught:
@@ -117,37 +121,44 @@ def test_rows_named_format_is_not_guessed(tmp_path: Path) -> None:
         read_rows(tmp_path / "rows.jsonl", "alpaca")
 
 
+def scan(count: int) -> Scan:
+    return Scan(RowReader(DataSource(path="rows.jsonl")), [bytes([number]) for number in range(count)], [True] * count, set(range(count)))
+
+
 def test_split_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
-    rows = [{"n": number} for number in range(50)]
-    train, heldout = split_rows(rows, 0.2, 7)
-    assert (train, heldout) == split_rows(rows, 0.2, 7)
-    assert heldout != split_rows(rows, 0.2, 8)[1]
-    assert len(heldout) == 10
-    assert sorted(row["n"] for row in train + heldout) == list(range(50))
+    train, again, other = scan(50), scan(50), scan(50)
+    (heldout,) = choose_heldout([train], 0.2, 7)
+    assert choose_heldout([again], 0.2, 7)[0].kept == heldout.kept
+    assert again.kept == train.kept
+    assert choose_heldout([other], 0.2, 8)[0].kept != heldout.kept
+    assert len(heldout.kept) == 10
+    assert sorted(train.kept | heldout.kept) == list(range(50))
+    assert not train.kept & heldout.kept
 
 
 def test_split_one_row_is_refused_and_two_give_one_each() -> None:
     with pytest.raises(ConfigError, match="at least two"):
-        split_rows([{}], 0.5, 0)
-    assert [len(part) for part in split_rows([{"a": 1}, {"a": 2}], 0.01, 0)] == [1, 1]
+        choose_heldout([scan(1)], 0.5, 0)
+    train = scan(2)
+    assert [len(choose_heldout([train], 0.01, 0)[0].kept), len(train.kept)] == [1, 1]
 
 
 def test_rows_found_in_both_splits_leave_training_and_are_counted(tmp_path: Path) -> None:
     other = {"messages": [{"role": "user", "content": "else"}, ANSWERED], "slice": "s"}
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in (GOOD, other, GOOD)))
     (tmp_path / "heldout.jsonl").write_text(json.dumps({**GOOD, "slice": "seen"}))
-    job = RowsJob(output_dir=tmp_path / "out", train_path=tmp_path / "train.jsonl", heldout_path=tmp_path / "heldout.jsonl")
+    job = RowsJob(output_dir=tmp_path / "out", train=tmp_path / "train.jsonl", heldout=tmp_path / "heldout.jsonl")
     prepare_rows(job)
     assert [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()] == [other]
     summary = json.loads((tmp_path / "out/rows.json").read_text())
     assert summary["train_rows_removed_as_heldout"] == 2
     assert summary["heldout_slices"] == {"seen": 1}
-    assert summary["format"] == "messages"
+    assert [(source["format"], source["rows"], source["used"]) for source in summary["sources"]] == [("messages", 3, 1)]
 
 
 def test_rows_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(GOOD))
     with pytest.raises(ConfigError, match="none of 1 training rows"):
-        prepare_rows(RowsJob(output_dir=tmp_path / "out", train_path=path, heldout_path=path, data=DataConfig(format="messages")))
+        prepare_rows(RowsJob(output_dir=tmp_path / "out", train=path, heldout=path, data=DataConfig(format="messages")))
     assert not (tmp_path / "out").exists()

@@ -13,9 +13,10 @@ from infra.chat import ChatCodec, compile_template, load_codec
 from infra.contracts import ModelFacts, read_manifest
 from infra.errors import ConfigError
 from training.config import DataConfig, RenderJob, RowsJob
-from training.data.render import Split, make_prompt, preview, receipt_of, render, render_split
+from training.data.receipt import Receipt
+from training.data.render import make_prompt, preview, render, render_rows
 from training.data.rows import prepare_rows
-from training.data.tokens import read_token_rows
+from training.data.tokens import TokenRow, read_token_rows
 
 ASKED, ANSWERED = {"role": "user", "content": "turn on"}, {"role": "assistant", "content": "lamp now"}
 SEVERAL_TURNS = {"messages": [{"role": "system", "content": "s"}, ASKED, ANSWERED, ASKED, {"role": "assistant", "content": "off"}]}
@@ -37,12 +38,19 @@ def with_template(codec: ChatCodec, text: str) -> ChatCodec:
     return ChatCodec(codec.tokenizer, compile_template(text), text, codec.special_tokens)
 
 
-def only_split(codec: ChatCodec, facts: ModelFacts, row: dict[str, Any], max_tokens: int = 256) -> Split:
-    return render_split(codec, [row], facts, max_tokens)
+def kept(codec: ChatCodec, facts: ModelFacts, row: dict[str, Any]) -> TokenRow:
+    ((_, tokens),) = render_rows(codec, [row], facts, 256, Receipt())
+    return tokens
+
+
+def dropped(codec: ChatCodec, facts: ModelFacts, row: dict[str, Any], max_tokens: int = 256) -> dict[str, int]:
+    receipt = Receipt()
+    assert len(list(render_rows(codec, [row], facts, max_tokens, receipt))) == receipt.rows_kept
+    return receipt.rows_dropped
 
 
 def test_mask_covers_each_answer_with_its_stop_token_and_not_the_newline_after(codec: ChatCodec, facts: ModelFacts) -> None:
-    (row,) = only_split(codec, facts, SEVERAL_TURNS).kept
+    row = kept(codec, facts, SEVERAL_TURNS)
     pieces = preview(codec, row)
     assert [text for text, supervised in pieces if supervised] == ["lamp now<|im_end|>", "off<|im_end|>"]
     assert "".join(text for text, _ in pieces) == codec.render(SEVERAL_TURNS["messages"])
@@ -50,7 +58,7 @@ def test_mask_covers_each_answer_with_its_stop_token_and_not_the_newline_after(c
 
 
 def test_prompt_is_the_row_up_to_its_last_answer(codec: ChatCodec, facts: ModelFacts) -> None:
-    (row,) = only_split(codec, facts, SEVERAL_TURNS).kept
+    row = kept(codec, facts, SEVERAL_TURNS)
     prompt = make_prompt(codec, {**SEVERAL_TURNS, "slice": "x"}, row)
     assert list(prompt.ids) == codec.encode(SEVERAL_TURNS["messages"][:-1], add_generation_prompt=True)
     assert (prompt.expected, prompt.slice) == ("off", "x")
@@ -58,14 +66,14 @@ def test_prompt_is_the_row_up_to_its_last_answer(codec: ChatCodec, facts: ModelF
 
 def test_row_longer_than_the_limit_is_dropped_and_counted(codec: ChatCodec, facts: ModelFacts) -> None:
     length = len(codec.encode(SEVERAL_TURNS["messages"]))
-    assert only_split(codec, facts, SEVERAL_TURNS, length - 1).dropped == {"too_long": 1}
-    assert only_split(codec, facts, SEVERAL_TURNS, length).dropped == {}
+    assert dropped(codec, facts, SEVERAL_TURNS, length - 1) == {"too_long": 1}
+    assert dropped(codec, facts, SEVERAL_TURNS, length) == {}
 
 
 def test_row_whose_answer_melts_into_the_prompt_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
     template = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
     row = {"messages": [{"role": "user", "content": "turn the la"}, {"role": "assistant", "content": "mp"}]}
-    assert only_split(with_template(codec, template), facts, row).dropped == {"template_boundary": 1}
+    assert dropped(with_template(codec, template), facts, row) == {"template_boundary": 1}
 
 
 def test_row_with_an_earlier_answer_rewritten_by_the_template_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
@@ -74,28 +82,29 @@ def test_row_with_an_earlier_answer_rewritten_by_the_template_is_dropped(codec: 
         "{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
         "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    assert only_split(with_template(codec, template), facts, SEVERAL_TURNS).dropped == {"template_boundary": 1}
+    assert dropped(with_template(codec, template), facts, SEVERAL_TURNS) == {"template_boundary": 1}
 
 
 def test_row_without_a_stop_token_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    assert only_split(with_template(codec, template), facts, SEVERAL_TURNS).dropped == {"no_stop_token": 1}
+    assert dropped(with_template(codec, template), facts, SEVERAL_TURNS) == {"no_stop_token": 1}
 
 
 def test_row_with_a_stop_token_inside_an_answer_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
     row = {"messages": [ASKED, {"role": "assistant", "content": "lamp<|im_end|>now"}]}
-    assert only_split(codec, facts, row).dropped == {"stop_token_inside": 1}
+    assert dropped(codec, facts, row) == {"stop_token_inside": 1}
 
 
 def test_row_that_the_template_refuses_is_dropped(codec: ChatCodec, facts: ModelFacts) -> None:
     template = "{{ raise_exception('users only') }}"
-    assert only_split(with_template(codec, template), facts, SEVERAL_TURNS).dropped == {"template_refused": 1}
+    assert dropped(with_template(codec, template), facts, SEVERAL_TURNS) == {"template_refused": 1}
 
 
 def test_receipt_counts_rows_tokens_and_stop_tokens(codec: ChatCodec, facts: ModelFacts) -> None:
     long_row = {"messages": [ASKED, {"role": "assistant", "content": "on " * 300}]}
-    split = render_split(codec, [SEVERAL_TURNS, long_row], facts, 256)
-    receipt = receipt_of(split, facts.stop_ids)
+    counts = Receipt()
+    list(render_rows(codec, [SEVERAL_TURNS, long_row], facts, 256, counts))
+    receipt = counts.summary()
     answers = codec.encode_text("lamp now<|im_end|>") + codec.encode_text("off<|im_end|>")
     assert receipt["rows_read"] == 2
     assert receipt["rows_kept"] == 1
@@ -110,12 +119,12 @@ def test_render_too_many_lost_rows_are_refused_with_the_counts(toy_base: Path, t
     for name in ("train", "heldout"):
         different = [{"messages": [{"role": "user", "content": name}, *row["messages"]]} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in different))
-    prepare_rows(RowsJob(output_dir=tmp_path / "rows", train_path=tmp_path / "train.jsonl", heldout_path=tmp_path / "heldout.jsonl"))
+    prepare_rows(RowsJob(output_dir=tmp_path / "rows", train=tmp_path / "train.jsonl", heldout=tmp_path / "heldout.jsonl"))
     job = RenderJob(output_dir=tmp_path / "out", base_dir=toy_base, rows_dir=tmp_path / "rows")
     with pytest.raises(ConfigError) as caught:
         render(job)
     assert "train.jsonl: 1 of 10 rows lost: 1 too_long" in caught.value.message
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/manifest.json").exists()
     render(job.model_copy(update={"data": DataConfig(max_lost_share=0.2)}))
     assert json.loads((tmp_path / "out/receipt.json").read_text())["train"]["rows_dropped"] == {"too_long": 1}
 

@@ -1,11 +1,16 @@
-"""`python -m training.data.rows --config F`: a user's dataset as checked train.jsonl and heldout.jsonl."""
+"""`python -m training.data.rows --config F`: a user's dataset as checked train.jsonl and heldout.jsonl.
+
+Every source is read twice, once to check it and once to write what was chosen, so that only a digest a row is held in memory.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,9 @@ from infra.contracts import write_manifest
 from infra.errors import ConfigError
 from infra.files import require_free_space, sha256_json, write_json_atomic
 from infra.process import run_program
-from training.config import RowsJob
-from training.data.reading import read_rows
+from training.config import DataSource, RowsJob
+from training.data.reading import RowReader
+from training.data.sources import source_files
 from training.folders import fresh_folder
 
 TRAIN_NAME = "train.jsonl"
@@ -22,57 +28,143 @@ HELDOUT_NAME = "heldout.jsonl"
 SUMMARY_NAME = "rows.json"
 
 
+@dataclass
+class Scan:
+    """What the first reading of one source found."""
+
+    reader: RowReader
+    identities: list[bytes] = field(default_factory=list)
+    """A digest of what each row says."""
+    can_be_scored: list[bool] = field(default_factory=list)
+    """Whether each row has an answer."""
+    kept: set[int] = field(default_factory=set)
+    """Rows that are written."""
+
+
 def prepare_rows(job: RowsJob) -> None:
-    """Reads, checks and splits the dataset. Raises ConfigError that lists what is wrong with it."""
-    format_name, train = read_rows(job.train_path, job.data.format)
-    heldout_format = None
-    if job.heldout_path is not None:
-        heldout_format, heldout = read_rows(job.heldout_path, job.data.format)
-    else:
-        train, heldout = split_rows(train, job.heldout_share, job.seed)
-    kept = without_copies(train, heldout)
-    if not kept:
-        raise ConfigError(f"{job.train_path}: none of {len(train)} training rows is left once the held-out rows are taken out. Add rows.")
+    """Reads, checks, mixes and splits the dataset. Raises ConfigError that lists what is wrong with it."""
+    scans = scan_all([*job.train, *(job.heldout or ())], job.data.format)
+    train = scans[: len(job.train)]
+    heldout = scans[len(job.train) :] if job.heldout else choose_heldout(train, job.heldout_share, job.seed)
+    if not any(scan.can_be_scored[row] for scan in heldout for row in scan.kept):
+        raise ConfigError("the held-out rows are texts without an answer, so nothing could be scored. Name a heldout file of messages.")
+    removed = drop_copies(train, heldout)
+    mix(train, job.seed)
+    if not any(scan.kept for scan in train):
+        total = sum(len(scan.identities) for scan in train)
+        raise ConfigError(f"{job.train[0].path}: none of {total} training rows is left once the held-out rows are taken out. Add rows.")
     fresh_folder(job.output_dir)
-    require_free_space(job.output_dir, 2 * job.train_path.stat().st_size, "the rows")
-    write_rows(job.output_dir / TRAIN_NAME, kept)
-    write_rows(job.output_dir / HELDOUT_NAME, heldout)
-    summary = {
-        "format": format_name,
-        "heldout_format": heldout_format,
-        "heldout_by_seed": None if job.heldout_path else job.seed,
-        "train_rows": len(kept),
-        "heldout_rows": len(heldout),
-        "train_rows_removed_as_heldout": len(train) - len(kept),
-        "heldout_slices": dict(sorted(Counter(row.get("slice", "") for row in heldout).items())),
-    }
-    write_json_atomic(job.output_dir / SUMMARY_NAME, summary)
+    size = sum(path.stat().st_size for scan in scans for path in source_files(scan.reader.source))
+    require_free_space(job.output_dir, 2 * size, "the rows")
+    write_rows(job.output_dir / TRAIN_NAME, train)
+    slices = write_rows(job.output_dir / HELDOUT_NAME, heldout)
+    write_json_atomic(job.output_dir / SUMMARY_NAME, summary(job, train, slices, removed))
     write_manifest(job.output_dir, "dataset", job.provenance)
 
 
-def split_rows(rows: list[dict[str, Any]], heldout_share: float, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and held-out rows, each in file order; the same seed always holds out the same rows. Raises ConfigError below two rows."""
-    if len(rows) < 2:
-        raise ConfigError(f"{len(rows)} row found; at least two are needed, one to train on and one to hold out.")
-    count = min(max(1, round(len(rows) * heldout_share)), len(rows) - 1)
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in sorted(chosen)]
+def scan_all(sources: Sequence[DataSource], format_name: str) -> list[Scan]:
+    """Every source read and checked; all rows are kept so far. Raises one ConfigError with the problems of all sources."""
+    scans, problems = [], []
+    for source in sources:
+        scan = Scan(RowReader(source, format_name))
+        try:
+            for row in scan.reader:
+                scan.identities.append(bytes.fromhex(identity(row)))
+                scan.can_be_scored.append("messages" in row)
+        except ConfigError as error:
+            problems.append(error.message)
+        scan.kept = set(range(len(scan.identities)))
+        scans.append(scan)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return scans
 
 
-def without_copies(train: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The training rows that say something else than every held-out row."""
-    taken = {_identity(row) for row in heldout}
-    return [row for row in train if _identity(row) not in taken]
+def choose_heldout(train: Sequence[Scan], heldout_share: float, seed: int) -> list[Scan]:
+    """Takes a seeded part of the rows that can be scored out of `train`. Raises ConfigError where fewer than two rows can be.
+
+    The same seed always holds out the same rows.
+    """
+    candidates = [(number, row) for number, scan in enumerate(train) for row, scored in enumerate(scan.can_be_scored) if scored]
+    if len(candidates) < 2:
+        raise ConfigError(
+            f"{len(candidates)} rows with an answer found; at least two are needed, one to train on and one to hold out. "
+            "Add rows, or name a heldout file."
+        )
+    count = min(max(1, round(len(candidates) * heldout_share)), len(candidates) - 1)
+    heldout = [Scan(scan.reader, scan.identities, scan.can_be_scored) for scan in train]
+    for place in random.Random(seed).sample(range(len(candidates)), count):
+        number, row = candidates[place]
+        heldout[number].kept.add(row)
+        train[number].kept.discard(row)
+    return heldout
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+def drop_copies(train: Sequence[Scan], heldout: Sequence[Scan]) -> int:
+    """Takes the training rows that say the same as a held-out row out of `train`; how many there were."""
+    taken = {scan.identities[row] for scan in heldout for row in scan.kept}
+    removed = 0
+    for scan in train:
+        copies = {row for row in scan.kept if scan.identities[row] in taken}
+        scan.kept -= copies
+        removed += len(copies)
+    return removed
+
+
+def mix(train: Sequence[Scan], seed: int) -> None:
+    """Keeps a seeded part of each source, as many rows as its weight says. Raises ConfigError for weights on some only."""
+    weights = [scan.reader.source.weight for scan in train]
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return
+    if len(given) < len(weights):
+        missing = [scan.reader.source.path for scan, weight in zip(train, weights, strict=True) if weight is None]
+        raise ConfigError(f"dataset.train: {missing} have no weight and others have. Give every source a weight, or none.")
+    size = min(len(scan.kept) / weight for scan, weight in zip(train, given, strict=True))
+    for number, (scan, weight) in enumerate(zip(train, given, strict=True)):
+        count = min(len(scan.kept), round(size * weight))
+        scan.kept = set(random.Random(f"{seed}/{number}").sample(sorted(scan.kept), count))
+
+
+def write_rows(path: Path, scans: Sequence[Scan]) -> Counter[str]:
+    """The rows kept, one JSON object a line; how many there are by slice.
+
+    Sources are interleaved evenly, so that the first rows of the file are a mix too.
+    """
+    parts = [_placed(scan, number) for number, scan in enumerate(scans)]
+    slices: Counter[str] = Counter()
     with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for _, row in heapq.merge(*parts, key=lambda item: item[0]):
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            slices[row.get("slice", "")] += 1
+    return slices
 
 
-def _identity(row: Mapping[str, Any]) -> str:
-    return sha256_json([row["messages"], row.get("tools")])
+def _placed(scan: Scan, number: int) -> Iterator[tuple[tuple[float, int], dict[str, Any]]]:
+    """The rows kept of one source, each with its place between zero and one."""
+    kept = (row for index, row in enumerate(scan.reader if scan.kept else ()) if index in scan.kept)
+    for index, row in enumerate(kept):
+        yield ((index + 0.5) / len(scan.kept), number), row
+
+
+def summary(job: RowsJob, train: Sequence[Scan], heldout_slices: Counter[str], removed: int) -> dict[str, Any]:
+    """What was found and chosen, for people."""
+    return {
+        "sources": [
+            {"path": scan.reader.source.path, "format": scan.reader.format, "rows": len(scan.identities), "used": len(scan.kept)}
+            for scan in train
+        ],
+        "heldout_by_seed": None if job.heldout else job.seed,
+        "train_rows": sum(len(scan.kept) for scan in train),
+        "heldout_rows": heldout_slices.total(),
+        "train_rows_removed_as_heldout": removed,
+        "heldout_slices": dict(sorted(heldout_slices.items())),
+    }
+
+
+def identity(row: dict[str, Any]) -> str:
+    """Digest of what a row says, whatever slice it is in."""
+    return sha256_json([row.get("messages"), row.get("tools"), row.get("text")])
 
 
 if __name__ == "__main__":
