@@ -1,27 +1,35 @@
-"""Checkpoints: complete or absent, safetensors and JSON only.
+"""Checkpoints: sharded, written beside the training, complete or absent, safetensors and JSON only.
 
-They lie in `<output_dir>-checkpoints/step-000050/`, beside the output folder and not in it, because an artifact must hold nothing else.
-A folder is written under another name, flushed and renamed; a damaged one is passed over for the one before it. The whole place is
-removed once the adapter is complete. Workers on several machines need it on storage that all of them see.
+They lie in `<place>/step-00000050/`. Each worker writes its own part of every tensor in a thread while training goes on; `checkpoint.json`,
+with the digest of every file, comes last, so its presence means complete, on storage without renames too. A damaged one is passed over for
+the one before it. Tensors are stored by parameter, so another number or layout of workers can go on from them.
+Source: torch `distributed/checkpoint` (its safetensors storage, since its own format keeps pickled metadata).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
+import copy
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from infra.errors import ArtifactError
-from infra.files import read_json, sha256_file, write_json_atomic
+from infra.errors import ConfigError, TransientError
+from training.layout import Layout
+from training.parameters import TrainableParameters
 
 STATE_NAME = "checkpoint.json"
-TENSORS_NAME = "tensors.safetensors"
+OPAQUE = "opaque"
 
 
 @dataclass
@@ -30,51 +38,159 @@ class TrainState:
 
     step: int = 0
     """Optimizer steps done."""
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    """Master weights and optimizer moments, flat."""
-    history: dict[str, Any] = field(default_factory=dict)
-    """Figures collected so far, for train.json."""
+    flat: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors with one element for each of the worker's trained elements: master values, moments."""
+    opaque: dict[str, Tensor] = field(default_factory=dict)
+    """Optimizer state of another shape, such as 8-bit blocks, which only the same layout can use again."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Numbers: figures collected so far, optimizer step counts, loss scale."""
 
 
 def checkpoints_folder(output_dir: Path) -> Path:
-    """Where the checkpoints of the program that writes `output_dir` lie."""
+    """Where the checkpoints of the program that writes `output_dir` lie: beside it, because an artifact must hold nothing else."""
     return output_dir.parent / f"{output_dir.name}-checkpoints"
 
 
-def save(folder: Path, state: TrainState, fingerprint: str, keep: int) -> None:
-    """Writes one checkpoint and removes all but the newest `keep`."""
-    final = folder / f"step-{state.step:08d}"
-    partial = folder / f".{final.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(state.tensors, str(partial / TENSORS_NAME))
-    _flush(partial / TENSORS_NAME)
-    facts = {"step": state.step, "fingerprint": fingerprint, "history": state.history, "sha256": sha256_file(partial / TENSORS_NAME)}
-    write_json_atomic(partial / STATE_NAME, facts)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    for old in _complete(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+class CheckpointStore:
+    """The checkpoints of one run, at a local folder or any fsspec URL that every worker reaches."""
 
+    def __init__(self, place: str, fingerprint: str, keep: int, layout: Layout, parameters: TrainableParameters) -> None:
+        import fsspec
 
-def load_latest(folder: Path, fingerprint: str) -> TrainState | None:
-    """The newest whole checkpoint of the same run; None where there is none, or where data, base or settings were others."""
-    for place in _complete(folder):
+        self._files, self._root = fsspec.url_to_fs(place)
+        self._url = place if "://" in place else f"file://{Path(place).absolute()}"
+        self._fingerprint, self._keep = fingerprint, keep
+        self._layout, self._parameters = layout, parameters
+        self._group = dist.new_group(backend="gloo") if layout.mesh else None  # a thread's collectives must not meet those of the steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState) -> None:
+        """Copies the state and starts to write it; waits for the one before first. Every worker must call."""
+        self.finish()
+        self._pending = self._thread.submit(self._write, copy.deepcopy(state))
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written, if any. Raises its error."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def load_latest(self) -> TrainState | None:
+        """The newest whole checkpoint of the same run, None where there is none or where data, base or settings were others.
+
+        Raises ConfigError where it was written by a layout of workers that this one cannot go on from.
+        """
+        chosen: list[Any] = [self._newest() if self._layout.rank == 0 else None]
+        if self._layout.mesh:
+            dist.broadcast_object_list(chosen, src=0)
+        return self._read(*chosen[0]) if chosen[0] else None
+
+    def _write(self, state: TrainState) -> None:
+        """In the thread: once every worker's files are there, the first one makes the checkpoint whole and removes old ones."""
+        name = f"step-{state.step:08d}"
+        self._remove(name)
+        dcp, url = _dcp(), f"{self._url}/{name}"
         try:
-            facts = read_json(place / STATE_NAME)
-            if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_file(place / TENSORS_NAME):
-                continue
-            return TrainState(facts["step"], load_file(str(place / TENSORS_NAME)), facts["history"])
-        except (ArtifactError, OSError, SafetensorError, KeyError):
-            continue
-    return None
+            dcp.save(self._named(state), storage_writer=_writer(url), process_group=self._group, no_dist=self._group is None)
+        except dcp.CheckpointException as error:  # no subclass of Exception; holds what went wrong on each worker
+            causes = {rank: str(cause) for rank, (cause, _) in error.failures.items()}
+            raise TransientError(f"{url} could not be written, by worker: {causes}. Mend that; the same command resumes.") from error
+        if self._layout.rank == 0:
+            folder = f"{self._root}/{name}"
+            facts = {"step": state.step, "fingerprint": self._fingerprint, "workers": self._layout.sizes, **state.facts}
+            digests = {PurePath(path).name: self._digest(path) for path in self._files.ls(folder, detail=False)}
+            self._files.pipe_file(f"{folder}/{STATE_NAME}", json.dumps({**facts, "sha256": digests}).encode())
+            for old in self._names()[self._keep :]:
+                self._remove(old)
+
+    def _newest(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and facts of the newest whole checkpoint of this run."""
+        for name in self._names():
+            facts = self._facts(name)
+            if facts and facts["fingerprint"] == self._fingerprint:
+                return name, facts
+        return None
+
+    def _named(self, state: TrainState) -> dict[str, Tensor]:
+        """The state by parameter, each tensor a part of the whole; opaque ones by this worker's place in the model."""
+        tensors = {f"{kind}/{name}": part for kind, flat in state.flat.items() for name, part in self._parameters.parts(flat).items()}
+        return tensors | {f"{self._opaque_prefix()}{name}": tensor for name, tensor in state.opaque.items()}
+
+    def _read(self, name: str, facts: dict[str, Any]) -> TrainState:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        with self._on_disk(name) as folder:
+            return self._read_folder(HuggingFaceStorageReader(folder), name, facts)
+
+    @contextlib.contextmanager
+    def _on_disk(self, name: str) -> Iterator[str]:
+        """A local folder with a checkpoint's files, fetched while it is needed where they are elsewhere."""
+        if self._url.startswith("file://"):
+            yield f"{self._root}/{name}"
+            return
+        with tempfile.TemporaryDirectory(prefix="slipway-checkpoint-") as folder:
+            self._files.get(f"{self._root}/{name}/", f"{folder}/", recursive=True)
+            yield folder
+
+    def _read_folder(self, reader: Any, name: str, facts: dict[str, Any]) -> TrainState:
+        stored = reader.read_metadata().state_dict_metadata
+        kinds = {key.partition("/")[0] for key in stored} - {OPAQUE}
+        flat = {kind: torch.empty_like(self._parameters.master.data) for kind in kinds}
+        prefix = self._opaque_prefix()
+        sizes = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        if not sizes and any(key.startswith(OPAQUE) for key in stored):
+            raise ConfigError(
+                f"{self._url}/{name} was written by workers laid out as {facts['workers']}, and this optimizer's state cannot be cut anew. "
+                "Go on with train.parallel as it was, or remove the checkpoints to start again."
+            )
+        opaque = {key: torch.empty(value.size, dtype=value.properties.dtype) for key, value in sizes.items()}
+        state = TrainState(facts["step"], flat, opaque, facts)
+        _dcp().load(self._named(state), storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        return state
+
+    def _opaque_prefix(self) -> str:
+        places = "-".join(str(self._layout.place(name)) for name in ("pipeline", "shard", "tensor"))
+        return f"{OPAQUE}/{places}/"
+
+    def _names(self) -> list[str]:
+        """Names of the checkpoints that were finished, newest first."""
+        found = self._files.glob(f"{self._root}/step-*/{STATE_NAME}")
+        return sorted((PurePath(path).parent.name for path in found), reverse=True)
+
+    def _digest(self, path: str) -> str:
+        with self._files.open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _facts(self, name: str) -> dict[str, Any] | None:
+        """What stands in a checkpoint's JSON, None where that or one of its files is damaged."""
+        folder = f"{self._root}/{name}"
+        try:
+            facts: dict[str, Any] = json.loads(self._files.cat_file(f"{folder}/{STATE_NAME}"))
+            is_whole = all(self._digest(f"{folder}/{file}") == digest for file, digest in facts["sha256"].items())
+            return facts if is_whole and facts["sha256"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _remove(self, name: str) -> None:
+        if self._layout.rank == 0 and self._files.exists(f"{self._root}/{name}"):
+            self._files.rm(f"{self._root}/{name}", recursive=True)
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+def _dcp() -> Any:
+    """torch's checkpoint library, which takes a second to load; without its advice for single processes, which is what one worker is."""
+    import torch.distributed.checkpoint
+
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    return torch.distributed.checkpoint
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _writer(url: str) -> Any:
+    """DCP's safetensors writer, onto any file system that fsspec knows."""
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    writer = HuggingFaceStorageWriter(url, save_distributed=True)
+    writer.fs = FileSystem()
+    writer.path = writer.fs.init_path(url)
+    return writer

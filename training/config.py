@@ -85,6 +85,11 @@ class TrainConfig(Config):
     checkpoint_steps: int = Field(50, ge=1, json_schema_extra={"identity": False})
     """A checkpoint every so many optimizer steps."""
     keep_checkpoints: int = Field(2, ge=1, json_schema_extra={"identity": False})
+    """How many of the newest are kept while training."""
+    checkpoint_url: str | None = Field(None, json_schema_extra={"identity": False})
+    """Folder or fsspec URL (s3://, gs://, ...) that every worker reaches; absent means beside the step's own output."""
+    keep_best: bool = False
+    """End with the weights of the lowest held-out loss instead of the last ones."""
     max_failures: int = Field(2, ge=0, json_schema_extra={"identity": False})
     """How often a lost worker may restart the run from its last checkpoint."""
     eval_steps: int = Field(50, ge=1)
@@ -100,8 +105,8 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
         problems = []
-        if self.early_stop_evals and not self.eval_rows:
-            problems.append("early_stop_evals needs held-out losses, and eval_rows is 0. Raise eval_rows or leave early_stop_evals out.")
+        if (self.early_stop_evals or self.keep_best) and not self.eval_rows:
+            problems.append("early_stop_evals and keep_best need held-out losses, and eval_rows is 0. Raise eval_rows or leave them out.")
         if self.method == "full" and self.base_quantization != "none":
             problems.append(
                 f"base_quantization {self.base_quantization!r} freezes the base method 'full' trains. Choose 'none', or method 'lora'."

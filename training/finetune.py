@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from infra.contracts import Manifest, ModelFacts, verify, write_manifest
-from infra.errors import ArtifactError, ConfigError, TransientError
+from infra.errors import BY_NAME, ArtifactError, ConfigError, TransientError
 from infra.files import read_json, require_free_space
 from infra.process import run_program
 from training.adapter import adapter_facts
@@ -23,6 +25,8 @@ from training.folders import copy_texts, fresh_folder
 from training.preflight import check_layout, count_trained
 
 FAILURE_NAME = "failure.json"
+STOP_NAME = "stop"
+STOP_TIMEOUT_S = 10.0  # for the step that runs and its checkpoint, within what a pre-empted pod is given
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
 RAY_ENVIRONMENT = {  # each of the first three is one more process that takes seconds to start; all are read by Ray when it is imported
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -45,10 +49,12 @@ def finetune(job: FinetuneJob) -> None:
     checkpoints = checkpoints_folder(job.output_dir)
     require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * (job.train.keep_checkpoints + 1), "checkpoints")
     fresh_folder(job.output_dir)
-    (checkpoints / FAILURE_NAME).unlink(missing_ok=True)
+    for name in (FAILURE_NAME, STOP_NAME):
+        (checkpoints / name).unlink(missing_ok=True)
     train_on_ray(job, base, tokens)
     if (checkpoints / FAILURE_NAME).is_file():
-        raise ConfigError(str(read_json(checkpoints / FAILURE_NAME)["message"]))
+        failure = read_json(checkpoints / FAILURE_NAME)
+        raise BY_NAME.get(failure["type"], ConfigError)(failure["message"])
     is_full = job.train.method == "full"
     copy_texts(job.base_dir, job.output_dir, None if is_full else (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME))
     parents = {"base": base.digest, "tokens": tokens.digest}
@@ -88,8 +94,19 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
         raise TransientError(
             f"training stopped: {error}. {job.train.max_failures} restarts were allowed; run again to go on from the last checkpoint."
         ) from error
+    except KeyboardInterrupt:
+        stop_workers(checkpoints_folder(job.output_dir))
+        raise
     finally:
         ray.shutdown()
+
+
+def stop_workers(checkpoints: Path) -> None:
+    """After Ctrl-C or SIGTERM: lets the workers write a checkpoint before they go, for as long as may be waited."""
+    (checkpoints / STOP_NAME).touch()
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
+    while not (checkpoints / FAILURE_NAME).is_file() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
 
 
 def train_worker(config: dict[str, Any]) -> None:

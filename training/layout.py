@@ -56,6 +56,10 @@ class Layout:
             dist.all_reduce(value)
         return value
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true for any worker."""
+        return bool(self.sum_over_all(torch.tensor([float(value)]))) if self.mesh else value
+
     def sum_losses(self, loss_sum: float) -> float:
         """Losses of all workers' rows; those of one tensor group computed the same, and only a pipeline's last stage has any."""
         return float(self.sum_over_all(torch.tensor([loss_sum / self.sizes["tensor"]], dtype=torch.float64)))

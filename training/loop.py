@@ -23,7 +23,7 @@ from training.config import TrainConfig
 from training.data.tokens import TokenRow
 from training.layout import Layout, count_sharers, gradient_norm, reduce_gradient
 from training.model import PackModel
-from training.optimizer import load_state_tensors, make_optimizer, set_learning_rate, state_tensors
+from training.optimizer import make_optimizer, read_state, set_learning_rate, write_state
 from training.packing import Pack
 from training.parameters import TrainableParameters
 from training.precision import LossScale
@@ -97,20 +97,23 @@ class Trainer:
         return self.layout.sum_losses(total) / max(count_supervised(rows), 1)
 
     def state(self, history: dict[str, Any]) -> TrainState:
-        """A copy of what a checkpoint must hold."""
-        tensors = {"master": self.trained.master.detach().clone(), "loss_scale": self._scale.state(), **state_tensors(self.optimizer)}
+        """What a checkpoint must hold; its tensors are the trainer's own."""
+        state = TrainState(
+            self.step, {"master": self.trained.master.detach()}, facts={"history": history, "loss_scale": self._scale.state()}
+        )
         if self._remembered is not None:
-            tensors["remembered"] = self._remembered
-        return TrainState(self.step, tensors, history)
+            state.flat["remembered"] = self._remembered
+        read_state(self.optimizer, state, self.trained.master.numel())
+        return state
 
     def restore(self, state: TrainState) -> None:
         """Goes on from a checkpoint."""
         self.step = state.step
-        self.trained.master.data.copy_(state.tensors["master"])
+        self.trained.master.data.copy_(state.flat["master"])
         self.trained.publish()
-        self._remembered = state.tensors.get("remembered")
-        self._scale.restore(state.tensors["loss_scale"])
-        load_state_tensors(self.optimizer, state.tensors)
+        self._remembered = state.flat.get("remembered")
+        self._scale.restore(state.facts["loss_scale"])
+        write_state(self.optimizer, state)
 
     def remember(self) -> None:
         """Keeps a copy of the trained values as they are now."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint import TrainState
 from training.config import TrainConfig
 from training.parameters import TrainableParameters
 
@@ -46,25 +47,33 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of the optimizer's state, `optimizer.<parameter>.<name>`; whole numbers become tensors without dimensions."""
-    return {
-        f"{STATE_PREFIX}{index}.{name}": torch.as_tensor(value).clone()
-        for index, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state[parameter].items()
-        if value is not None
-    }
+def read_state(optimizer: torch.optim.Optimizer, into: TrainState, num_elements: int) -> None:
+    """Puts the optimizer's own tensors and numbers into a state, as `optimizer.<parameter>.<name>`.
+
+    What has one fp32 number an element, `num_elements` in all, can be cut for other workers; the rest is opaque.
+    """
+    numbers = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state[parameter].items():
+            key = f"{STATE_PREFIX}{index}.{name}"
+            if isinstance(value, Tensor) and value.dim():
+                place = into.flat if value.numel() == num_elements and value.dtype == torch.float32 else into.opaque
+                place[key] = value
+            elif value is not None:
+                numbers[key] = [float(value), isinstance(value, Tensor)]
+    into.facts["optimizer"] = numbers
 
 
-def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts back what `state_tensors` gave."""
+def write_state(optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    """Gives the optimizer what `read_state` took."""
     states: list[dict[str, Any]] = [{} for _ in _parameters(optimizer)]
-    for key, value in tensors.items():
+    numbers = {key: torch.tensor(value) if is_tensor else int(value) for key, (value, is_tensor) in state.facts["optimizer"].items()}
+    for key, value in {**state.flat, **state.opaque, **numbers}.items():
         if key.startswith(STATE_PREFIX):
             index, _, name = key.removeprefix(STATE_PREFIX).partition(".")
-            states[int(index)][name] = int(value) if value.dtype == torch.int64 else value.clone()
-    for parameter, state in zip(_parameters(optimizer), states, strict=True):
-        optimizer.state[parameter] = state
+            states[int(index)][name] = value.clone() if isinstance(value, Tensor) else value
+    for parameter, found in zip(_parameters(optimizer), states, strict=True):
+        optimizer.state[parameter] = found
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -45,10 +45,14 @@ class TrainableParameters:
             held, values = zip(*self._publish, strict=True)
             torch._foreach_copy_(held, values)
 
+    def parts(self, flat: Tensor) -> dict[str, Tensor]:
+        """`flat` by the parameters' names, sharing its memory, each a part of the whole where workers hold parts."""
+        return {name: distributed(view, like=each) for name, view, each in zip(self.names, self.views(flat), self._parameters, strict=True)}
+
     def whole_tensors(self) -> dict[str, Tensor]:
         """fp32 values by the parameters' names; where workers hold parts, every one of them must call and each gets the whole."""
-        views = self.views(self.master.detach())
-        return {name: whole(value, like=each).clone() for name, value, each in zip(self.names, views, self._parameters, strict=True)}
+        parts: dict[str, Any] = self.parts(self.master.detach())
+        return {name: part.full_tensor() if hasattr(part, "full_tensor") else part.clone() for name, part in parts.items()}
 
     def _bind(self, parameter: nn.Parameter, values: Tensor) -> None:
         """A parameter in fp32 is the master itself; any other gets a copy at each `publish`."""
@@ -74,12 +78,6 @@ def distributed(value: Tensor, like: Any) -> Tensor:
 
     made: Tensor = DTensor.from_local(value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
     return made
-
-
-def whole(value: Tensor, like: Any) -> Tensor:
-    """The tensor of which `value` is this worker's part."""
-    made: Any = distributed(value, like)
-    return made.full_tensor() if made is not value else value  # type: ignore[no-any-return]
 
 
 def local(tensor: Tensor) -> Tensor:

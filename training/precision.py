@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 FIRST_SCALE = 2.0**16
 GROWTH_STEPS = 2000
@@ -64,10 +64,10 @@ class LossScale:
             self.value, self.steps_since_change = self.value * 2, 0
         return is_good
 
-    def state(self) -> Tensor:
-        """For a checkpoint: value and steps, (2)."""
-        return torch.tensor([self.value, self.steps_since_change], dtype=torch.float64)
+    def state(self) -> list[float]:
+        """For a checkpoint: value and steps."""
+        return [self.value, self.steps_since_change]
 
-    def restore(self, state: Tensor) -> None:
+    def restore(self, state: Sequence[float]) -> None:
         """Puts back what `state` gave."""
-        self.value, self.steps_since_change = float(state[0]), int(state[1])
+        self.value, self.steps_since_change = state[0], int(state[1])

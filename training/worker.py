@@ -10,14 +10,14 @@ import ray.train
 import ray.train.torch
 import torch
 
-from infra.errors import SlipwayError
+from infra.errors import SlipwayError, TransientError
 from infra.files import sha256_json, write_json_atomic
 from infra.process import Progress
 from infra.tracking import MetricStream
-from training import checkpoint
+from training.checkpoint import CheckpointStore, checkpoints_folder
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
-from training.finetune import FAILURE_NAME
+from training.finetune import FAILURE_NAME, STOP_NAME
 from training.layout import Layout
 from training.loop import StepReport, Trainer
 from training.precision import compute_dtype, precision_name
@@ -35,8 +35,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     try:
         run_worker(job, config["parents"], context.get_world_size())
     except SlipwayError as error:
-        folder = checkpoint.checkpoints_folder(job.output_dir)
-        write_json_atomic(folder / FAILURE_NAME, {"type": type(error).__name__, "message": error.message})
+        write_json_atomic(checkpoints_folder(job.output_dir) / FAILURE_NAME, {"type": type(error).__name__, "message": error.message})
 
 
 def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -> None:
@@ -46,11 +45,11 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -
     layout = Layout(job.train.parallel, num_workers, worker_device())
     trainer = Trainer(prepare_model(job.base_dir, job.train, dtype), job.train, read_token_rows(job.tokens_dir, "train"), layout)
     recorder = Recorder(job, layout.rank, precision_name(dtype))
-    fingerprint = run_fingerprint(job, parents, precision_name(dtype))
-    if state := checkpoint.load_latest(checkpoint.checkpoints_folder(job.output_dir), fingerprint):
+    store = open_store(job, parents, trainer, precision_name(dtype))
+    if state := store.load_latest():
         trainer.restore(state)
-        recorder.history = state.history
-    train_to_end(trainer, recorder, job, fingerprint)
+        recorder.history = state.facts["history"]
+    train_to_end(trainer, recorder, job, store)
     write_result(trainer, job)
     if layout.rank == 0:
         recorder.finish(time.perf_counter() - started, trainer.step)
@@ -63,31 +62,46 @@ def worker_device() -> torch.device:
     return torch.device(ray.train.torch.get_device())
 
 
-def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, fingerprint: str) -> None:
+def open_store(job: FinetuneJob, parents: Sequence[str], trainer: Trainer, precision: str) -> CheckpointStore:
+    """This run's checkpoints."""
+    place = job.train.checkpoint_url or str(checkpoints_folder(job.output_dir))
+    return CheckpointStore(place, run_fingerprint(job, parents, precision), job.train.keep_checkpoints, trainer.layout, trainer.trained)
+
+
+def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, store: CheckpointStore) -> None:
     """Every step that is left, with held-out loss and checkpoints at their steps; the last step always has a held-out loss.
 
-    With `early_stop_evals` it may end before, and leaves the trainer with the adapter of the lowest held-out loss.
+    With `early_stop_evals` it may end before; with that or `keep_best` the trainer is left with the weights of the lowest held-out loss.
+
+    Raises:
+        TransientError: the driver asked to stop; a checkpoint of this step was written first.
     """
     heldout = spread(read_token_rows(job.tokens_dir, "heldout"), job.train.eval_rows)
-    folder = checkpoint.checkpoints_folder(job.output_dir)
-    patience = job.train.early_stop_evals
+    patience, remembers = job.train.early_stop_evals, job.train.keep_best or bool(job.train.early_stop_evals)
+    stop_file = checkpoints_folder(job.output_dir) / STOP_NAME
     while trainer.step < trainer.total_steps and not (patience and recorder.evals_since_lowest >= patience):
         report = trainer.train_step()
         recorder.step(report)
         is_last = report.step == trainer.total_steps
         if heldout and (is_last or report.step % job.train.eval_steps == 0):
             recorder.heldout(report.step, trainer.evaluate(heldout))
-            if patience and recorder.evals_since_lowest == 0:
+            if remembers and recorder.evals_since_lowest == 0:
                 trainer.remember()
-        if trainer.layout.rank == 0 and report.step % job.train.checkpoint_steps == 0 and not is_last:
-            checkpoint.save(folder, trainer.state(recorder.history), fingerprint, job.train.keep_checkpoints)
+        must_stop = trainer.layout.any(stop_file.exists()) and not is_last
+        if must_stop or (report.step % job.train.checkpoint_steps == 0 and not is_last):
+            store.save(trainer.state(recorder.history))
+        if must_stop:
+            store.finish()
+            raise TransientError(f"stopped after step {report.step} of {report.total_steps} with a checkpoint; run again to go on from it.")
+    store.finish()
     trainer.recall()
 
 
 def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) -> str:
     """Names everything that a checkpoint depends on, and not where or on how many workers the run goes on."""
-    elsewhere = {"num_workers", "cpus_per_worker", "micro_batch_rows", "max_failures", "keep_checkpoints", "checkpoint_steps", "log_steps"}
-    settings = job.train.model_dump(mode="json", exclude=elsewhere | {"eval_steps", "eval_rows"})
+    elsewhere = {"num_workers", "parallel", "cpus_per_worker", "micro_batch_rows", "gradient_checkpointing", "max_failures"}
+    watching = {"keep_checkpoints", "checkpoint_steps", "checkpoint_url", "log_steps", "eval_steps", "eval_rows"}
+    settings = job.train.model_dump(mode="json", exclude=elsewhere | watching)
     return sha256_json({**settings, "precision": precision, "parents": list(parents)})
 
 

@@ -23,7 +23,7 @@ from training.packing import make_pack
 from training.parameters import TrainableParameters
 from training.preflight import count_trained
 from training.result import write_result
-from training.worker import Recorder, train_to_end
+from training.worker import Recorder, open_store, train_to_end
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
@@ -225,7 +225,7 @@ def test_early_stop_ends_the_run_and_keeps_the_adapter_of_the_lowest_loss(toy_ba
     attach_adapter(model, FACTS)
     initialize(model, 0)
     run, recorder = Trainer(model, config, read_token_rows(toy_tokens, "train")), Recorder(job, 1, "fp32")
-    train_to_end(run, recorder, job, "same")
+    train_to_end(run, recorder, job, open_store(job, [], run, "fp32"))
     losses = [loss for _, loss in recorder.history["heldout_loss"]]
     assert run.step == len(losses) == losses.index(min(losses)) + 3 < run.total_steps
     assert run.evaluate(read_token_rows(toy_tokens, "heldout")) == pytest.approx(min(losses), rel=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infra.errors import ConfigError
-from tests.unit.workers import train_in_processes
+from tests.unit.workers import CHECKPOINT_STEP, train_in_processes
 from training.base import CONFIG_NAME
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.preflight import check_layout
@@ -21,6 +21,7 @@ LOSS_TOLERANCE, VALUE_TOLERANCE = 1e-5, 5e-5
 LORA = {"lora": LoraConfig(rank=4, alpha=8), "learning_rate": 1e-2}
 FULL = {"method": "full", "learning_rate": 1e-3}
 LAYOUTS: dict[str, dict[str, Any]] = {
+    "lora-1": LORA,
     "data": {**LORA, "num_workers": 2},
     "shard": {**LORA, "num_workers": 2, "parallel": {"shard": 2}},
     "tensor": {**LORA, "num_workers": 2, "parallel": {"tensor": 2}},
@@ -38,6 +39,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pipeline-shard": {**LORA, "num_workers": 4, "parallel": {"pipeline": 2, "shard": 2}},
     "full-pipeline-tensor": {**FULL, "num_workers": 4, "parallel": {"pipeline": 2, "tensor": 2}},
 }
+
+# Who goes on from whose checkpoint: every layout once, by another number of workers or in another layout.
+RESUMED_BY = {
+    "lora-1": "shard", "data": "lora-1", "shard": "pipeline-shard", "tensor": "data", "pipeline": "tensor", "shard-tensor": "data-4",
+}  # fmt: skip
 
 
 def config(**settings: Any) -> TrainConfig:
@@ -60,20 +66,34 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def outcomes(wide_base: Path, toy_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Of every layout, and of one process for each method."""
-    chosen = {**LAYOUTS, "lora-1": LORA, "full-1": FULL}
+def train_all(
+    chosen: dict[str, TrainConfig], wide_base: Path, toy_tokens: Path, place: Path, resume: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Every config's outcome, those for the same number of workers in the same processes."""
     results = {}
     for num_workers in (1, 2, 4):
-        names = [name for name, settings in chosen.items() if settings.get("num_workers", 1) == num_workers]
-        place = tmp_path_factory.mktemp("parallel") / str(num_workers)
-        made = train_in_processes([config(**chosen[name]) for name in names], wide_base, toy_tokens, STEPS, place)
+        names = [name for name, each in chosen.items() if each.num_workers == num_workers]
+        made = train_in_processes([chosen[name] for name in names], wide_base, toy_tokens, STEPS, place / str(num_workers), resume)
         results |= dict(zip(names, made, strict=True))
     return results
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each layout that others go on from leaves its checkpoint."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def outcomes(wide_base: Path, toy_tokens: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Of every layout, and of one process for each method."""
+    chosen = {**LAYOUTS, "full-1": FULL}
+    urls = {name: {"checkpoint_url": str(checkpoints / name)} for name in RESUMED_BY}
+    configs = {name: config(**settings, **urls.get(name, {})) for name, settings in chosen.items()}
+    return train_all(configs, wide_base, toy_tokens, tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "lora-1"])
 def test_layout_gives_the_losses_and_values_of_one_process(outcomes: dict[str, dict[str, Any]], name: str) -> None:
     found, expected = outcomes[name], outcomes["full-1" if name.startswith("full") else "lora-1"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=LOSS_TOLERANCE)
@@ -83,6 +103,16 @@ def test_layout_gives_the_losses_and_values_of_one_process(outcomes: dict[str, d
     for key, value in expected["values"].items():
         assert torch.allclose(found["values"][key], value, rtol=0, atol=VALUE_TOLERANCE), key
     assert expected["loss"][-1] < 0.8 * expected["loss"][0]
+
+
+def test_checkpoint_of_each_layout_is_resumed_by_the_others(
+    outcomes: dict[str, dict[str, Any]], wide_base: Path, toy_tokens: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    configs = {name: config(**LAYOUTS[other], checkpoint_url=str(checkpoints / name)) for name, other in RESUMED_BY.items()}
+    for name, outcome in train_all(configs, wide_base, toy_tokens, tmp_path, resume=True).items():
+        assert outcome["loss"] == pytest.approx(outcomes["lora-1"]["loss"][CHECKPOINT_STEP:], abs=LOSS_TOLERANCE), name
+        for key, value in outcomes["lora-1"]["values"].items():
+            assert torch.allclose(outcome["values"][key], value, rtol=0, atol=VALUE_TOLERANCE), (name, key)
 
 
 @pytest.mark.parametrize(

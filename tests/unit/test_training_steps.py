@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
-from training import checkpoint
+from infra.errors import TransientError
 from training.batches import BatchPlan, count_supervised, worker_packs
-from training.checkpoint import TrainState
+from training.checkpoint import STATE_NAME, CheckpointStore, TrainState
 from training.config import TrainConfig
 from training.data.tokens import TokenRow
+from training.layout import Layout
+from training.parameters import TrainableParameters
 from training.schedule import learning_rate, total_steps
 
 
@@ -76,32 +78,70 @@ def test_packs_of_all_workers_hold_every_row_and_target_once(micro_batch_rows: i
     assert max(pack.num_rows for pack in packs) <= micro_batch_rows
 
 
+def store(place: str | Path, fingerprint: str = "f", keep: int = 2) -> CheckpointStore:
+    return CheckpointStore(str(place), fingerprint, keep, Layout(), TrainableParameters(torch.nn.Linear(3, 2)))
+
+
 def state(step: int) -> TrainState:
-    return TrainState(step, {"master": torch.full((4,), float(step))}, {"loss": [[step, 0.5]]})
+    flat = {name: torch.full((8,), float(step + place)) for place, name in enumerate(("master", "optimizer.0.exp_avg"))}
+    return TrainState(step, flat, {"optimizer.0.absmax": torch.tensor([step], dtype=torch.uint8)}, {"history": {"loss": [[step, 0.5]]}})
 
 
-def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path) -> None:
-    for step in (10, 20, 30):
-        checkpoint.save(tmp_path, state(step), "f", keep=2)
-    loaded = checkpoint.load_latest(tmp_path, "f")
+def saved(place: str | Path, *steps: int, **options: Any) -> None:
+    writer = store(place, **options)
+    for step in steps:
+        written = state(step)
+        writer.save(written)
+        written.flat["master"].zero_()  # training goes on while the checkpoint is written
+    writer.finish()
+
+
+def step_found(place: str | Path, **options: Any) -> int | None:
+    loaded = store(place, **options).load_latest()
+    return loaded.step if loaded else None
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path, scheme: str) -> None:
+    place = f"{scheme}{tmp_path}/checkpoints"
+    saved(place, 10, 20, 30)
+    loaded = store(place).load_latest()
     assert loaded is not None
-    assert (loaded.step, loaded.tensors["master"].tolist(), loaded.history) == (30, [30.0] * 4, {"loss": [[30, 0.5]]})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+    assert loaded.step == 30
+    assert {name: tensor.tolist() for name, tensor in loaded.flat.items()} == {"master": [30.0] * 8, "optimizer.0.exp_avg": [31.0] * 8}
+    assert loaded.opaque["optimizer.0.absmax"].tolist() == [30]
+    assert loaded.opaque["optimizer.0.absmax"].dtype == torch.uint8
+    assert loaded.facts["history"] == {"loss": [[30, 0.5]]}
+    files, root = fsspec.url_to_fs(place)
+    assert sorted(Path(path).name for path in files.ls(root, detail=False)) == ["step-00000020", "step-00000030"]
 
 
 def test_checkpoint_damaged_or_unfinished_is_passed_over(tmp_path: Path) -> None:
-    for step in (10, 20, 30):
-        checkpoint.save(tmp_path, state(step), "f", keep=3)
-    (tmp_path / "step-00000030" / checkpoint.STATE_NAME).unlink()
-    tensors = tmp_path / "step-00000020" / checkpoint.TENSORS_NAME
+    saved(tmp_path, 10, 20, 30, keep=3)
+    (tmp_path / "step-00000030" / STATE_NAME).unlink()
+    (tensors,) = (tmp_path / "step-00000020").glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"\x00\x00\x00\x01")
-    (tmp_path / ".step-00000040.1.partial").mkdir()
-    loaded = checkpoint.load_latest(tmp_path, "f")
-    assert loaded is not None
-    assert loaded.step == 10
+    assert step_found(tmp_path, keep=3) == 10
+    (tmp_path / "step-00000010" / STATE_NAME).write_text("{")
+    assert step_found(tmp_path, keep=3) is None
+    saved(tmp_path, 30, keep=3)  # over what the unfinished one left
+    assert step_found(tmp_path, keep=3) == 30
 
 
 def test_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, state(10), "one run", keep=2)
-    assert checkpoint.load_latest(tmp_path, "another run") is None
-    assert json.loads((tmp_path / "step-00000010" / checkpoint.STATE_NAME).read_text())["fingerprint"] == "one run"
+    saved(tmp_path, 10, fingerprint="one run")
+    assert step_found(tmp_path, fingerprint="another run") is None
+    assert step_found(tmp_path, fingerprint="one run") == 10
+
+
+def test_checkpoint_files_hold_no_pickle(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_checkpoint_that_cannot_be_written_is_an_error_at_the_next_one(tmp_path: Path) -> None:
+    writer = store(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    writer.save(state(10))
+    with pytest.raises(TransientError, match=r"step-00000010 could not be written, by worker: \{0: .*Not a directory"):
+        writer.finish()
