@@ -105,7 +105,7 @@ class MetricStream:
 
     def __init__(self, target: TrackingTarget | None) -> None:
         self._target = target
-        self._queue: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[dict[str, Any], int | str] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._send_all, name="mlflow-metrics", daemon=True)
         if target is not None:
             self._thread.start()
@@ -114,6 +114,11 @@ class MetricStream:
         """Queues the metrics of one step; returns at once."""
         if self._target is not None:
             self._queue.put((dict(metrics), step))
+
+    def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
+        """Queues rows that are added to the run's table `name`; returns at once."""
+        if self._target is not None:
+            self._queue.put((columns, name))
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Sends what is queued, at most for `timeout_s`."""
@@ -131,11 +136,15 @@ class MetricStream:
         assert self._target is not None
         mlflow = None
         while (item := self._queue.get()) is not None:
+            values, place = item
             try:
                 mlflow = mlflow or client(self._target.uri)
-                log_metrics(mlflow, self._target.run_id, item[0], item[1])
+                if isinstance(place, str):
+                    mlflow.log_table(self._target.run_id, values, place)
+                else:
+                    log_metrics(mlflow, self._target.run_id, values, place)
             except Exception as error:  # a process edge: metrics must never stop a training run
-                log.warning("metrics of step %d were not logged: %s: %s", item[1], type(error).__name__, error)
+                log.warning("figures for %s were not logged: %s: %s", place, type(error).__name__, error)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from infra import provenance, registry, tracking
 from infra.errors import GateFailed
 from infra.files import read_json, write_json_atomic
 from infra.settings import Settings
-from pipelines import preflight, report, runner
+from pipelines import plots, preflight, report, runner
 from pipelines.display import Display, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
@@ -121,6 +121,11 @@ def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
         tracked.client.log_artifact(tracked.run_id, str(path))
     metrics = {f"{model}/{metric}": score["value"] for model, scores in result["scores"].items() for metric, score in scores.items()}
     tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
+    for name, figure in plots.draw(result).items():
+        tracked.client.log_figure(tracked.run_id, figure, name)
+    trained = outcome.artifacts["train"]
+    reference = {"kind": trained.manifest.kind, "path": str(trained.path), "digest": trained.manifest.digest}
+    tracked.client.log_dict(tracked.run_id, reference, f"{trained.manifest.kind}.json")  # by reference: it may be large
 
 
 def _say_where(settings: Settings, run_dir: Path, display: Display) -> None:

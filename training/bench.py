@@ -115,6 +115,7 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
     """One run of our loop in this process."""
     import torch
 
+    from training.flops import peak_operations_per_s
     from training.loop import Trainer
     from training.precision import compute_dtype
     from training.result import prepare_model
@@ -126,6 +127,7 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
     )
     model = prepare_model(Path(task["base_dir"]), config, dtype)
     trainer = Trainer(model, config, read_token_rows(Path(task["tokens_dir"]), "train"))
+    peak = peak_operations_per_s(trainer.operations.widest, dtype, trainer.layout.device)
     cpu_started = time.process_time()
     reports = [trainer.train_step() for _ in range(trainer.total_steps)]
     cpu_s = time.process_time() - cpu_started
@@ -136,44 +138,10 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
         "rows_per_s": sum(report.rows for report in reports) / seconds,
         "tokens_per_s": sum(report.tokens for report in reports) / seconds,
         "supervised_tokens_per_s": sum(report.supervised_tokens for report in reports) / seconds,
-        "gemm_peak_fraction": _products_per_s(trainer) / _peak_per_s(model, dtype),
+        "gemm_peak_fraction": sum(report.operations for report in reports) / seconds / peak,
         "peak_rss_bytes": peak_rss_bytes,
         "heldout_loss": trainer.evaluate(read_token_rows(Path(task["tokens_dir"]), "heldout")[:HELDOUT_ROWS]),
     }
-
-
-def _products_per_s(trainer: Any) -> float:
-    """Floating-point operations a second in matrix products with weights, counted over one more step: 4 a frozen weight and token (forward
-    and gradient of the input), 6 an adapter weight and token."""
-    from training.batches import worker_packs
-
-    rows = [trainer.rows[index] for index in trainer.plan.rows_of_step(trainer.step - 1)]
-    packs = worker_packs(rows, trainer.config.micro_batch_rows, 0, 1)
-    head = trainer.model.causal_model.get_output_embeddings().weight.numel()
-    adapters = trainer.trained.master.numel()
-    linear = sum(rows * columns for rows, columns in adapted_shapes(trainer.model))
-    operations = sum(pack.ids.numel() * (4 * linear + 6 * adapters) + 4 * head * pack.num_supervised for pack in packs)
-    trainer.step -= 1
-    return float(operations / trainer.train_step().seconds)
-
-
-def adapted_shapes(model: Any) -> list[tuple[int, int]]:
-    """(out, in) of every layer with an adapter."""
-    return [(len(module.lora_B), module.lora_A.shape[1]) for module in model.modules() if hasattr(module, "lora_A")]
-
-
-def _peak_per_s(model: Any, dtype: Any) -> float:
-    """Operations a second of the model's widest plain matrix product at the size of a pack, the best of several."""
-    import torch
-
-    weight = torch.randn(max(adapted_shapes(model), key=math.prod)).to(dtype)
-    x = torch.randn(600, weight.shape[1]).to(dtype)
-    best = math.inf
-    for _ in range(20):
-        started = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        best = min(best, time.perf_counter() - started)
-    return float(2 * len(x) * weight.numel() / best)
 
 
 def newest(kind: str) -> Path:

@@ -96,6 +96,8 @@ class TrainConfig(Config):
     """Held-out loss every so many steps."""
     eval_rows: int = Field(64, ge=0)
     """Held-out rows used for that loss."""
+    sample_rows: int = Field(3, ge=0, le=64, json_schema_extra={"identity": False})
+    """Held-out prompts answered at each of these losses, as a table in MLflow."""
     early_stop_evals: int | None = Field(None, ge=1)
     """Stop once so many held-out losses in a row were no new lowest, and keep the adapter of the lowest; absent means never."""
     log_steps: int = Field(5, ge=1, json_schema_extra={"identity": False})

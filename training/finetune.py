@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import time
 import warnings
 from pathlib import Path
@@ -77,10 +78,12 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
     runs = checkpoints_folder(job.output_dir) / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local", num_cpus=cpus * job.train.num_workers, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
     try:
         trainer = TorchTrainer(
             train_worker,

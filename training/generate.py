@@ -34,7 +34,7 @@ class AnswerCache:
         ends = [0] * pack.num_rows
         for place in pack.packed_places[pack.prefix_tokens :].tolist():
             ends[place // self.longest] += 1
-        self.lengths = torch.tensor(ends)
+        self.lengths = torch.tensor(ends, device=pack.ids.device)
         self.places = self.longest + max_new_tokens
 
     @property
@@ -48,7 +48,7 @@ class AnswerCache:
         if self.pack is not None:
             self._take_prompts(self.pack, key[0], value[0])
         else:
-            rows = torch.arange(len(self.lengths))
+            rows = torch.arange(len(self.lengths), device=self.lengths.device)
             for block, new in zip(self.own[layer], (key[0], value[0]), strict=True):
                 block[:, rows, self.lengths] = new
         return key, value
@@ -105,20 +105,21 @@ def greedy_answers(
     model: Any, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], max_new_tokens: int
 ) -> list[tuple[list[int], bool]]:
     """Ids of each answer without its stop token, and whether it ended by one; the model was loaded with this module's attention."""
-    pack = make_pack([_as_row(index, prompt) for index, prompt in enumerate(prompts)])
+    device = model.device
+    pack = make_pack([_as_row(index, prompt) for index, prompt in enumerate(prompts)]).to(device)
     cache = AnswerCache(pack, max_new_tokens)
     answers: list[tuple[list[int], bool]] = [([], False) for _ in prompts]
     hidden = _hidden(model, pack.ids, pack.positions, cache)[pack.predicting_places]
     cache.pack = None
-    rows = torch.arange(len(prompts))
-    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+    rows = torch.arange(len(prompts), device=device)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     for count in range(1, max_new_tokens + 1):
         chosen = model.get_output_embeddings()(hidden).argmax(dim=-1)
         for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
             ids, ended = answers[row]
             if not ended:
                 answers[row] = (ids, True) if token in stop_ids else ([*ids, token], False)
-        active = torch.tensor([not answers[row][1] for row in rows.tolist()])
+        active = torch.tensor([not answers[row][1] for row in rows.tolist()], device=device)
         if count == max_new_tokens or not active.any():
             break
         if active.float().mean() <= 1 - IDLE_SHARE:

@@ -40,6 +40,11 @@ class Layout:
         return int(self.mesh.get_local_rank(dimension)) if self.mesh else 0
 
     @property
+    def parts(self) -> int:
+        """Among how many workers the products of one pack are shared out."""
+        return self.sizes["pipeline"] * self.sizes["tensor"]
+
+    @property
     def is_split(self) -> bool:
         """Whether workers hold different parts of the model."""
         return any(self.sizes[name] > 1 for name in ("pipeline", "shard", "tensor"))
@@ -53,12 +58,22 @@ class Layout:
     def sum_over_all(self, value: Tensor) -> Tensor:
         """`value`, in place, summed over every worker."""
         if self.mesh:
-            dist.all_reduce(value)
+            moved = value.to(self.device)
+            dist.all_reduce(moved)
+            value.copy_(moved)
         return value
 
     def any(self, value: bool) -> bool:
         """Whether it is true for any worker."""
         return bool(self.sum_over_all(torch.tensor([float(value)]))) if self.mesh else value
+
+    def all_values(self, value: float) -> list[float]:
+        """Every worker's value, by rank."""
+        if not self.mesh:
+            return [value]
+        values = torch.zeros(dist.get_world_size(), dtype=torch.float64)
+        values[self.rank] = value
+        return list(self.sum_over_all(values).tolist())
 
     def sum_losses(self, loss_sum: float) -> float:
         """Losses of all workers' rows; those of one tensor group computed the same, and only a pipeline's last stage has any."""

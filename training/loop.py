@@ -21,6 +21,7 @@ from training.batches import BatchPlan, count_supervised, worker_packs
 from training.checkpoint import TrainState
 from training.config import TrainConfig
 from training.data.tokens import TokenRow
+from training.flops import count_operations
 from training.layout import Layout, count_sharers, gradient_norm, reduce_gradient
 from training.model import PackModel
 from training.optimizer import make_optimizer, read_state, set_learning_rate, write_state
@@ -43,6 +44,10 @@ class StepReport:
     """Before clipping."""
     learning_rate: float
     seconds: float
+    data_wait_s: float
+    """Of this worker: until its packs were ready."""
+    operations: int
+    """Of this worker, in matrix products with weights; see training/flops.py."""
     rows: int
     tokens: int
     supervised_tokens: int
@@ -53,6 +58,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, config: TrainConfig, rows: Sequence[TokenRow], layout: Layout | None = None) -> None:
         self.config, self.rows, self.layout = config, rows, layout or Layout()
+        self.dtype: torch.dtype = model.dtype
+        self.operations = count_operations(model)
         self.model = PackModel(model, config.gradient_checkpointing).to(self.layout.device)
         self._partial_names = frozenset[str]()
         if self.layout.mesh:
@@ -65,7 +72,7 @@ class Trainer:
         self.plan = BatchPlan(config, len(rows))
         self.total_steps = total_steps(config, len(rows))
         self.step = 0
-        self._scale = LossScale(is_active=model.dtype == torch.float16)
+        self._scale = LossScale(is_active=self.dtype == torch.float16)
         self._remembered: Tensor | None = None
 
     def train_step(self) -> StepReport:
@@ -78,7 +85,9 @@ class Trainer:
         torch.manual_seed(hash((self.config.seed, self.step, self.layout.data_rank)))
         self.model.train()
         self.trained.gradient.zero_()
-        loss = self.layout.sum_losses(self._pass(self._packs(rows), self._scale.value / supervised)) / supervised
+        packs = self._packs(rows)
+        data_wait_s = time.perf_counter() - started
+        loss = self.layout.sum_losses(self._pass(packs, self._scale.value / supervised)) / supervised
         self._require_finite("loss", loss, rows)
         reduce_gradient(self.layout, self.trained, self._partial_names)
         norm = gradient_norm(self.layout, self.trained, self._sharers) / self._scale.value
@@ -86,8 +95,10 @@ class Trainer:
             self._require_finite("gradient norm", norm, rows)
             self._update(rate, norm)
         self.step += 1
-        seconds = time.perf_counter() - started
-        return StepReport(self.step, self.total_steps, loss, norm, rate, seconds, len(rows), sum(len(row.ids) for row in rows), supervised)
+        return StepReport(
+            self.step, self.total_steps, loss, norm, rate, time.perf_counter() - started, data_wait_s,
+            self.operations.of(packs) // self.layout.parts, len(rows), sum(len(row.ids) for row in rows), supervised,
+        )  # fmt: skip
 
     def evaluate(self, rows: Sequence[TokenRow]) -> float:
         """Mean loss over the supervised tokens of `rows`, over all workers."""

@@ -12,19 +12,15 @@ import torch
 
 from infra.errors import SlipwayError, TransientError
 from infra.files import sha256_json, write_json_atomic
-from infra.process import Progress
-from infra.tracking import MetricStream
 from training.checkpoint import CheckpointStore, checkpoints_folder
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import FAILURE_NAME, STOP_NAME
 from training.layout import Layout
-from training.loop import StepReport, Trainer
+from training.loop import Trainer
 from training.precision import compute_dtype, precision_name
+from training.recorder import Recorder
 from training.result import prepare_model, write_result
-
-SUMMARY_NAME = "train.json"
-RATE_WINDOW_STEPS = 10
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
@@ -44,15 +40,14 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -
     dtype = compute_dtype(job.train.precision)
     layout = Layout(job.train.parallel, num_workers, worker_device())
     trainer = Trainer(prepare_model(job.base_dir, job.train, dtype), job.train, read_token_rows(job.tokens_dir, "train"), layout)
-    recorder = Recorder(job, layout.rank, precision_name(dtype))
+    recorder = Recorder(job, trainer)
     store = open_store(job, parents, trainer, precision_name(dtype))
     if state := store.load_latest():
         trainer.restore(state)
         recorder.history = state.facts["history"]
     train_to_end(trainer, recorder, job, store)
     write_result(trainer, job)
-    if layout.rank == 0:
-        recorder.finish(time.perf_counter() - started, trainer.step)
+    recorder.finish(time.perf_counter() - started)
 
 
 def worker_device() -> torch.device:
@@ -100,7 +95,7 @@ def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, store: 
 def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) -> str:
     """Names everything that a checkpoint depends on, and not where or on how many workers the run goes on."""
     elsewhere = {"num_workers", "parallel", "cpus_per_worker", "micro_batch_rows", "gradient_checkpointing", "max_failures"}
-    watching = {"keep_checkpoints", "checkpoint_steps", "checkpoint_url", "log_steps", "eval_steps", "eval_rows"}
+    watching = {"keep_checkpoints", "checkpoint_steps", "checkpoint_url", "log_steps", "eval_steps", "eval_rows", "sample_rows"}
     settings = job.train.model_dump(mode="json", exclude=elsewhere | watching)
     return sha256_json({**settings, "precision": precision, "parents": list(parents)})
 
@@ -108,66 +103,3 @@ def run_fingerprint(job: FinetuneJob, parents: Sequence[str], precision: str) ->
 def spread(rows: Sequence[TokenRow], count: int) -> list[TokenRow]:
     """At most `count` rows, evenly over all of them."""
     return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if len(rows) > count else list(rows)
-
-
-class Recorder:
-    """Figures of a run: to the progress file at each step, to MLflow now and then, and into train.json; silent but on rank 0."""
-
-    def __init__(self, job: FinetuneJob, rank: int, precision: str) -> None:
-        self.history: dict[str, Any] = {"rows": 0, "tokens": 0, "supervised_tokens": 0, "seconds": 0.0, "loss": [], "heldout_loss": []}
-        self._job, self._is_first, self._precision = job, rank == 0, precision
-        self._recent: list[StepReport] = []
-        self._progress = Progress(job.progress_file if self._is_first else None, "steps")
-        self._metrics = MetricStream(job.tracking if self._is_first else None)
-
-    def step(self, report: StepReport) -> None:
-        """Takes in one optimizer step."""
-        history = self.history
-        for name in ("rows", "tokens", "supervised_tokens", "seconds"):
-            history[name] += getattr(report, name)
-        self._recent = [*self._recent[-RATE_WINDOW_STEPS + 1 :], report]
-        rates = self._rates()
-        self._progress.report(report.step, report.total_steps, loss=report.loss, rows_per_s=rates["rows_per_s"])
-        if report.step % self._job.train.log_steps == 0 or report.step in (1, report.total_steps):
-            history["loss"].append([report.step, report.loss])
-            figures = {"loss": report.loss, "learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm}
-            self._metrics.log({**figures, **rates}, report.step)
-
-    def heldout(self, step: int, loss: float) -> None:
-        """Takes in one held-out loss."""
-        self.history["heldout_loss"].append([step, loss])
-        self._metrics.log({"heldout_loss": loss}, step)
-
-    @property
-    def evals_since_lowest(self) -> int:
-        """How many held-out losses have come since the lowest one."""
-        losses = [loss for _, loss in self.history["heldout_loss"]]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-    def finish(self, worker_seconds: float, steps: int) -> None:
-        """Writes train.json and sends what is left; `steps` were done."""
-        done = self.history
-        seconds = max(done["seconds"], 1e-9)
-        summary = {
-            **done,
-            "precision": self._precision,
-            "worker_seconds": worker_seconds,
-            "final_loss": done["loss"][-1][1] if done["loss"] else None,
-            "final_heldout_loss": done["heldout_loss"][-1][1] if done["heldout_loss"] else None,
-            "lowest_heldout_loss": min((loss for _, loss in done["heldout_loss"]), default=None),
-            "steps": steps,
-            "rows_per_s": done["rows"] / seconds,
-            "tokens_per_s": done["tokens"] / seconds,
-            "supervised_tokens_per_s": done["supervised_tokens"] / seconds,
-        }
-        write_json_atomic(self._job.output_dir / SUMMARY_NAME, summary)
-        self._metrics.close()
-
-    def _rates(self) -> dict[str, float]:
-        seconds = max(sum(report.seconds for report in self._recent), 1e-9)
-        counts = {
-            "rows_per_s": sum(report.rows for report in self._recent),
-            "tokens_per_s": sum(report.tokens for report in self._recent),
-            "supervised_tokens_per_s": sum(report.supervised_tokens for report in self._recent),
-        }
-        return {name: count / seconds for name, count in counts.items()}

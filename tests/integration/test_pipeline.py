@@ -79,13 +79,13 @@ def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
 
 
 def test_run_of_full_fine_tuning_needs_no_merge(toy_spec: Path, home: Path, report: dict[str, Any]) -> None:
-    changes = ["--set", "train.method=full", "--set", "train.learning_rate=1e-4"]
+    changes = ["--set", "name=toy-full", "--set", "train.method=full", "--set", "train.learning_rate=1e-4"]
     done = slipway(home, "run", str(toy_spec), "--json", "--no-serve", *changes)
     assert done.returncode == 0, done.stderr
     full = json.loads(done.stdout)
     assert set(full["scores"]) == {"base", "merged", "openvino-int8"}
     assert "merge" not in full["timings_s"]
-    assert int(full["model"]["version"]) > int(report["model"]["version"])
+    assert full["model"]["aliases"] == ["challenger", "champion"]
 
 
 def test_run_sends_one_real_request_and_keeps_its_answer(report: dict[str, Any]) -> None:
@@ -115,7 +115,11 @@ def test_run_is_one_mlflow_run_with_a_nested_run_a_step(report: dict[str, Any], 
     train = next(run for run in nested if run.info.run_name == "train")
     losses = [metric.value for metric in client.get_metric_history(train.info.run_id, "loss")]
     assert losses[-1] < losses[0]
-    assert {"report.json", "receipt.json", "certificate.json"} <= {item.path for item in client.list_artifacts(report["run_id"])}
+    assert {"report.json", "receipt.json", "certificate.json", "adapter.json", "plots"} <= {
+        item.path for item in client.list_artifacts(report["run_id"])
+    }
+    assert [item.path for item in client.list_artifacts(report["run_id"], "plots")] == ["plots/loss.png", "plots/scores.png"]
+    assert [item.path for item in client.list_artifacts(train.info.run_id)] == ["samples.json"]
 
 
 def test_second_run_redoes_no_step(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
@@ -132,10 +136,10 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     runs_before = sorted((home / "runs").iterdir())
     done = slipway(home, "run", str(toy_spec), "--dry-run", "--json", "--set", "train.lora.rank=8")
     will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
-    assert not will_run["rows@1"]
+    assert not will_run["rows@2"]
     assert not will_run["predict-base@1"]
     assert will_run["train@3"]
-    assert will_run["gate@1"]
+    assert will_run["gate@2"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
 
@@ -158,7 +162,7 @@ def test_port_in_use_is_refused_before_any_step(toy_spec: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "no rows in this file (0 bytes)"),
+        ("", "no rows in it"),
         ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n{oops\n', "train.jsonl:2"),
         ('{"messages": [{"role": "user", "content": "x"}]}\n', "assistant"),
         ('{"foo": 1}\n', "messages"),

@@ -55,7 +55,8 @@ def test_two_workers_give_the_adapter_of_one(toy_base: Path, toy_tokens: Path, t
     finetune(two)
     other = load_file(tmp_path / "two" / ADAPTER_NAME)
     assert set(other) == set(one)
-    assert max(float((other[name] - one[name]).abs().max()) for name in one) < 1e-5
+    # sums in another order move gradients by 1e-7, and AdamW makes steps of 0.01 out of elements that are hardly larger than that
+    assert max(float((other[name] - one[name]).abs().max()) for name in one) < 1e-4
     facts = verify(tmp_path / "two", ("adapter",)).model
     assert facts is not None
     assert facts.adapter is not None
@@ -78,6 +79,24 @@ def test_loss_that_is_not_finite_ends_the_program_without_a_retry(toy_model: Pat
         finetune(spoilt)
     assert not (spoilt.output_dir / "manifest.json").exists()
     assert reports(spoilt) == []
+
+
+def test_program_asked_to_stop_writes_a_checkpoint_first_and_goes_on_from_it(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1000.0, "max_steps": STEPS, "checkpoint_steps": 1000, "eval_steps": STEPS})
+    ours = job(tmp_path / "stopped", toy_base, toy_tokens, settings)
+    config_file = tmp_path / "job.json"
+    config_file.write_text(ours.model_dump_json())
+    command = [sys.executable, "-m", "training.finetune", "--config", str(config_file)]
+    program = subprocess.Popen(command, env=child_environment())
+    wait_for(lambda: steps_done(ours) >= 20, program)
+    program.terminate()
+    assert program.wait(30) == 130
+    stopped_after = steps_done(ours)
+    assert stopped_after < STEPS
+    assert [int(path.parent.name[5:]) for path in checkpoints_folder(ours.output_dir).glob("step-*/checkpoint.json")] == [stopped_after]
+    seen = len(reports(ours))
+    subprocess.run(command, env=child_environment(), check=True, timeout=300)
+    assert reports(ours)[seen] == stopped_after + 1
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from training.model import PackModel, attach_adapter, load_base
 from training.packing import make_pack
 from training.parameters import TrainableParameters
 from training.preflight import count_trained
+from training.recorder import Recorder
 from training.result import write_result
-from training.worker import Recorder, open_store, train_to_end
+from training.worker import open_store, train_to_end
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
@@ -224,7 +225,8 @@ def test_early_stop_ends_the_run_and_keeps_the_adapter_of_the_lowest_loss(toy_ba
     model = load_base(toy_base, torch.float32)
     attach_adapter(model, FACTS)
     initialize(model, 0)
-    run, recorder = Trainer(model, config, read_token_rows(toy_tokens, "train")), Recorder(job, 1, "fp32")
+    run = Trainer(model, config, read_token_rows(toy_tokens, "train"))
+    recorder = Recorder(job, run)
     train_to_end(run, recorder, job, open_store(job, [], run, "fp32"))
     losses = [loss for _, loss in recorder.history["heldout_loss"]]
     assert run.step == len(losses) == losses.index(min(losses)) + 3 < run.total_steps

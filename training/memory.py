@@ -1,0 +1,126 @@
+"""How much memory a worker will need, from the model's configuration and the packs that it will see; no torch.
+
+Counted is what the code keeps: weights in their storage, one fp32 master value and gradient a trained parameter besides the copy that
+computes, the optimizer's state, and what the hand-written and torch's own gradients save of each layer. The test holds it to 15% of what
+a process was measured to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.config import TrainConfig
+
+PROGRAM_BYTES = 480 << 20  # Python with torch and transformers, before any model
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
+STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
+WORDS = {"bf16": 2, "fp16": 2, "fp32": 4}
+LOSS_CHUNK_ROWS = 128
+SCORE_WORDS = 2  # score matrices alive at once, in fp32, while one layer goes backward
+
+
+@dataclass(frozen=True)
+class PackShape:
+    """The largest pack of a run."""
+
+    tokens: int
+    """Places, the shared prefix once."""
+    rows: int
+    longest_row_tokens: int
+    """Without the prefix."""
+    prefix_tokens: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one worker at its peak, by what they are for."""
+
+    program: int
+    weights: int
+    trained: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a Llama-like model."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
+    vocabulary: int
+    is_tied: bool
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights in the linear layers of one decoder layer."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def embedding_weights(self) -> int:
+        """Weights of embedding and head."""
+        return self.vocabulary * self.hidden * (1 if self.is_tied else 2)
+
+
+def model_shape(config: Mapping[str, Any]) -> ModelShape:
+    """The sizes in a model's config.json."""
+    heads = int(config["num_attention_heads"])
+    return ModelShape(
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        layers=config["num_hidden_layers"],
+        vocabulary=config["vocab_size"],
+        is_tied=bool(config.get("tie_word_embeddings")),
+    )
+
+
+def estimate(model: ModelShape, train: TrainConfig, precision: str, num_trained: int, pack: PackShape) -> MemoryEstimate:
+    """Peak of one worker. `num_trained` counts the whole model's trained parameters."""
+    parallel, word = train.parallel, WORDS[precision]
+    parts = parallel.pipeline * parallel.tensor * parallel.shard
+    linear = model.layers * model.layer_weights * STORED_BYTES.get(train.base_quantization, word)
+    trained_word = 8 + (0 if precision == "fp32" else word if train.method == "lora" else 0)  # fp32 computes with the master itself
+    if train.method == "full" and precision == "fp32":
+        linear = 0  # the weights are the master values
+    return MemoryEstimate(
+        program=PROGRAM_BYTES,
+        weights=int((linear + (0 if train.method == "full" and precision == "fp32" else model.embedding_weights * word)) / parts),
+        trained=num_trained * trained_word // parts,
+        optimizer=num_trained * OPTIMIZER_BYTES[train.optimizer] // parts,
+        activations=activation_bytes(model, train, word, pack),
+    )
+
+
+def activation_bytes(model: ModelShape, train: TrainConfig, word: int, pack: PackShape) -> int:
+    """What one pack's forward pass leaves for the backward pass, and the most that is needed beside it."""
+    tensor = train.parallel.tensor
+    padded = pack.rows * pack.longest_row_tokens
+    scores = model.heads // tensor * padded * (pack.longest_row_tokens + pack.prefix_tokens)
+    per_token = 6 * model.hidden + (4 * model.intermediate + 2 * model.head_dim * model.kv_heads) // tensor
+    a_layer = word * (per_token * pack.tokens + model.heads // tensor * model.head_dim * padded) + scores * (4 + word)
+    if train.method == "lora":
+        a_layer += word * train.lora.rank * len(train.lora.target_modules) * pack.tokens
+    layers = -(-model.layers // train.parallel.pipeline)
+    kept = layers * a_layer if not train.gradient_checkpointing else layers * word * model.hidden * pack.tokens + a_layer
+    beside = SCORE_WORDS * 4 * scores + word * (3 * model.intermediate // tensor + 4 * model.hidden) * pack.tokens
+    loss = (word + 4) * min(pack.supervised_tokens, LOSS_CHUNK_ROWS) * model.vocabulary + word * pack.supervised_tokens * model.hidden
+    if train.method == "full":
+        beside = max(beside, (4 + word) * model.embedding_weights)  # the head's gradient, in fp32 and in the model's own dtype
+    in_flight = min(train.parallel.pipeline, 4)
+    return kept * in_flight + max(beside, loss)
