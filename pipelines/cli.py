@@ -40,6 +40,20 @@ def run(
 
 
 @app.command()
+def train(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what memory and time it would take, from a few steps.")] = False,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train only: from the dataset to the adapter."""
+    from pipelines import commands
+
+    commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet)
+
+
+@app.command()
 def serve(
     target: Annotated[str, typer.Argument(help="A spec file, or NAME@ALIAS of a registered model.")],
     overrides: Overrides = None,

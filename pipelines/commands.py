@@ -20,9 +20,9 @@ from infra.network import require_free_port
 from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
-from pipelines import checkup, graph, pipeline, preflight, runner
+from pipelines import checkup, graph, pipeline, preflight, runner, training
 from pipelines import serve as serving_client
-from pipelines.display import Display, plan_table
+from pipelines.display import Display, estimate_table, plan_table
 from pipelines.plan import build_steps
 from pipelines.report import RECEIPT_NAME
 from pipelines.spec import load_spec
@@ -41,6 +41,21 @@ def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: b
         result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
+
+
+def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """`slipway train`."""
+    settings, spec, display = load_settings(), load_spec(path, overrides), Display(quiet)
+    with disk_full_as_known_error():
+        result = training.estimate(spec, settings, display) if dry_run else training.train(spec, settings, display)
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console()
+    if dry_run:
+        console.print(estimate_table(result))
+    else:
+        console.print(f"\nheld-out loss {result['training']['final_heldout_loss']}\n{result['path']}", soft_wrap=True)
 
 
 def serve(target: str, overrides: list[str], quiet: bool) -> None:

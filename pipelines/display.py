@@ -112,3 +112,13 @@ def gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
     for gate in gates:
         table.add_row(gate["name"], "[green]pass[/green]" if gate["passed"] else "[red]refused[/red]", gate["detail"])
     return table
+
+
+def estimate_table(estimate: Mapping[str, Any]) -> Table:
+    """Memory by use, and time."""
+    table = Table("one worker", "", box=None, pad_edge=False)
+    for name, size in estimate["memory_bytes"].items():
+        table.add_row(name, f"{size / 1e9:.2f} GB")
+    table.add_row("measured peak", f"{estimate['measured_peak_bytes'] / 1e9:.2f} GB in {estimate['measured_steps']} steps")
+    table.add_row("time", f"{estimate['steps']} steps of {estimate['step_s']:.2f} s: {estimate['total_s'] / 60:.1f} min")
+    return table

@@ -204,6 +204,13 @@ class FinetuneJob(Job):
     train: TrainConfig = TrainConfig()
 
 
+class EstimateJob(FinetuneJob):
+    """`python -m training.estimate`: what a FinetuneJob would need; nothing is trained."""
+
+    measured_steps: int = Field(3, ge=1, le=100)
+    """Optimizer steps that are timed."""
+
+
 class MergeJob(Job):
     """`python -m training.merge`: base and adapter as one 16-bit model."""
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from training.config import TrainConfig
 
-PROGRAM_BYTES = 480 << 20  # Python with torch and transformers, before any model
+PROGRAM_BYTES = 680 << 20  # Python with torch and transformers 480 MB before any model, kernels and threads 200 MB after some steps
+HEAP_SHARE = 1.34  # of activations: what freed blocks of other sizes leave unused, over seven kinds of run on a CPU
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
 STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
 WORDS = {"bf16": 2, "fp16": 2, "fp32": 4}
 LOSS_CHUNK_ROWS = 128
+STEP_BYTES_8BIT = 16 * (1 << 24)  # four fp32 copies of the piece that is stepped, see training/optimizer.py
 SCORE_WORDS = 2  # score matrices alive at once, in fp32, while one layer goes backward
 
 
@@ -96,14 +98,16 @@ def estimate(model: ModelShape, train: TrainConfig, precision: str, num_trained:
     parts = parallel.pipeline * parallel.tensor * parallel.shard
     linear = model.layers * model.layer_weights * STORED_BYTES.get(train.base_quantization, word)
     trained_word = 8 + (0 if precision == "fp32" else word if train.method == "lora" else 0)  # fp32 computes with the master itself
-    if train.method == "full" and precision == "fp32":
-        linear = 0  # the weights are the master values
+    if train.base_quantization != "none":
+        linear += model.layers * model.layer_weights * word  # the 16-bit file stays mapped
+    weights = 0 if train.method == "full" and precision == "fp32" else linear + model.embedding_weights * word
+    state = num_trained * OPTIMIZER_BYTES[train.optimizer] // parts
     return MemoryEstimate(
         program=PROGRAM_BYTES,
-        weights=int((linear + (0 if train.method == "full" and precision == "fp32" else model.embedding_weights * word)) / parts),
+        weights=int(weights / parts),
         trained=num_trained * trained_word // parts,
-        optimizer=num_trained * OPTIMIZER_BYTES[train.optimizer] // parts,
-        activations=activation_bytes(model, train, word, pack),
+        optimizer=state + (min(16 * num_trained // parts, STEP_BYTES_8BIT) if "8bit" in train.optimizer else 0),
+        activations=int(HEAP_SHARE * activation_bytes(model, train, word, pack)),
     )
 
 
@@ -121,6 +125,6 @@ def activation_bytes(model: ModelShape, train: TrainConfig, word: int, pack: Pac
     beside = SCORE_WORDS * 4 * scores + word * (3 * model.intermediate // tensor + 4 * model.hidden) * pack.tokens
     loss = (word + 4) * min(pack.supervised_tokens, LOSS_CHUNK_ROWS) * model.vocabulary + word * pack.supervised_tokens * model.hidden
     if train.method == "full":
-        beside = max(beside, (4 + word) * model.embedding_weights)  # the head's gradient, in fp32 and in the model's own dtype
+        beside = max(beside, (4 + 2 * word) * model.embedding_weights)  # gradients of head, in fp32 and rounded, and of embedding
     in_flight = min(train.parallel.pipeline, 4)
     return kept * in_flight + max(beside, loss)

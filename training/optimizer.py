@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from training.config import TrainConfig
 from training.parameters import TrainableParameters
 
 SGD_MOMENTUM = 0.9
+CHUNK_ELEMENTS = 1 << 24
 STATE_PREFIX = "optimizer."
 BITSANDBYTES_CLASSES = {  # by name, and whether the state may leave the GPU for the host's memory when the GPU is full
     "adamw_8bit": ("AdamW8bit", "AdamW8bit"),
@@ -36,7 +38,9 @@ def make_optimizer(config: TrainConfig, parameters: TrainableParameters) -> torc
         import bitsandbytes
 
         plain, paged = BITSANDBYTES_CLASSES[config.optimizer]
-        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, paged if master.is_cuda else plain)([master], weight_decay=decay)
+        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, paged if master.is_cuda else plain)(
+            _chunks(parameters), weight_decay=decay
+        )
         return made
     return torch.optim.AdamW([master], weight_decay=decay, fused=True)
 
@@ -80,11 +84,19 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def _chunks(parameters: TrainableParameters) -> list[nn.Parameter]:
+    """The master values in pieces that share their memory: on a CPU bitsandbytes makes four fp32 copies of what it steps at once."""
+    return _sharing(parameters.master.data.split(CHUNK_ELEMENTS), parameters.gradient.split(CHUNK_ELEMENTS))
+
+
 def _matrices(parameters: TrainableParameters) -> list[nn.Parameter]:
     """The master values parameter by parameter, sharing memory with the flat ones, gradients too."""
-    found = []
-    for values, gradient in zip(parameters.views(parameters.master.data), parameters.views(parameters.gradient), strict=True):
-        matrix = nn.Parameter(values)
-        matrix.grad = gradient
-        found.append(matrix)
+    return _sharing(parameters.views(parameters.master.data), parameters.views(parameters.gradient))
+
+
+def _sharing(values: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[nn.Parameter]:
+    """Parameters that are these tensors, with these gradients."""
+    found = [nn.Parameter(each) for each in values]
+    for parameter, gradient in zip(found, gradients, strict=True):
+        parameter.grad = gradient
     return found

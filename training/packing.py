@@ -31,7 +31,7 @@ class Pack:
     padded_places: Tensor
     """(R * L) place in the pack of each token of the padded rows, -1 for padding."""
     packed_places: Tensor
-    """(T) place in the padded rows of each token of the pack, -1 for the prefix: the inverse of `padded_places`."""
+    """(T) place in the padded rows of each token of the pack, -1 for prefix and filler: the inverse of `padded_places`."""
     num_rows: int
     predicting_places: Tensor
     """(S) places whose next token is supervised."""
@@ -57,20 +57,25 @@ class Pack:
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in found.items() if isinstance(value, Tensor)})
 
 
-def make_pack(rows: Sequence[TokenRow]) -> Pack:
-    """The pack of `rows`, which need at least one supervised token each after their first token."""
+def make_pack(rows: Sequence[TokenRow], multiple: int = 1) -> Pack:
+    """The pack of `rows`, which need at least one supervised token each after their first token.
+
+    The pack and the padded rows are lengthened to a multiple of `multiple` with tokens that nothing sees.
+    """
     labels = [[place for place in range(1, len(row.ids)) if row.supervised[place]] for row in rows]
     prefix = _common_prefix(rows, labels)
     inputs = [row.ids[prefix : places[-1]] for row, places in zip(rows, labels, strict=True)]  # nothing is predicted beyond the last label
     starts = [prefix]
     for tokens in inputs:
         starts.append(starts[-1] + len(tokens))
-    longest = max(len(tokens) for tokens in inputs)
+    longest = _rounded(max(len(tokens) for tokens in inputs), max(1, multiple // 4))
+    filler = [0] * (_rounded(starts[-1], multiple) - starts[-1])
     padded = [[start + place if start + place < end else -1 for place in range(longest)] for start, end in pairwise(starts)]
     packed = [-1] * prefix + [index * longest + place for index, tokens in enumerate(inputs) for place in range(len(tokens))]
-    positions = [*range(prefix), *(prefix + place for tokens in inputs for place in range(len(tokens)))]
+    packed += [-1] * len(filler)
+    positions = [*range(prefix), *(prefix + place for tokens in inputs for place in range(len(tokens))), *filler]
     return Pack(
-        ids=torch.tensor([[*rows[0].ids[:prefix], *(token for tokens in inputs for token in tokens)]]),
+        ids=torch.tensor([[*rows[0].ids[:prefix], *(token for tokens in inputs for token in tokens), *filler]]),
         positions=torch.tensor([positions]),
         prefix_tokens=prefix,
         padded_places=torch.tensor(padded).flatten(),
@@ -82,6 +87,10 @@ def make_pack(rows: Sequence[TokenRow]) -> Pack:
         row_numbers=tuple(row.row for row in rows),
         row_tokens=sum(len(row.ids) for row in rows),
     )
+
+
+def _rounded(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def without_labels(pack: Pack) -> Pack:

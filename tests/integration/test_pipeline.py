@@ -143,6 +143,24 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     assert sorted((home / "runs").iterdir()) == runs_before
 
 
+def test_train_dry_run_tells_memory_and_time_and_trains_nothing(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    made_before = sorted((home / "artifacts").iterdir())
+    done = slipway(home, "train", str(toy_spec), "--dry-run", "--json", "--set", "train.seed=5")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == 12
+    assert found["memory_bytes"]["total"] < found["memory_bytes"]["available"]
+    assert sorted((home / "artifacts").iterdir()) == made_before
+
+
+def test_train_alone_finds_what_the_whole_run_made(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    done = slipway(home, "train", str(toy_spec), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["training"]["final_loss"] == report["training"]["final_loss"]
+    assert Path(found["path"], "adapter_model.safetensors").is_file()
+
+
 def test_gate_that_refuses_exits_3_and_leaves_the_champion(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
     done = slipway(home, "run", str(toy_spec), "--set", "gates.min_score=1", "--set", "gates.min_slice_scores={absent: 0.5}")
     assert done.returncode == 3
