@@ -56,14 +56,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tokens_dir = Path(place) / "tokens"
         render(RenderJob(output_dir=tokens_dir, base_dir=base_dir, rows_dir=rows_dir, train_limit_rows=options.train_rows))
         task = make_task(base_dir, rows_dir, tokens_dir, options)
-        ours, peers = [], []
+        own, peer = [sys.executable, "-m", "training.bench", "--measure"], [str(options.peer_python), str(PEER_SCRIPT)]
+        ours, quantized, peers = [], [], []
         for _ in range(options.repeats):
-            ours.append(_measured([sys.executable, "-m", "training.bench", "--measure"], task, Path(place)))
+            ours.append(_measured(own, task, Path(place)))
+            quantized.append(_measured(own, {**task, "base_quantization": "nf4"}, Path(place)))
             if options.peer:
-                peers.append(_measured([str(options.peer_python), str(PEER_SCRIPT)], task, Path(place)))
+                peers.append(_measured(peer, task, Path(place)))
+        packed = [_measured(peer, {**task, "packing": True}, Path(place))] if options.peer else []  # once: it takes minutes
     result: dict[str, Any] = {name: _median(ours, name) for name in (*SPEEDS, "peak_rss_bytes", "heldout_loss")}
+    result["qlora"] = {
+        "ratio": _median(quantized, "rows_per_s") / _median(ours, "rows_per_s"),
+        "weights_ratio": _median(quantized, "weights_bytes") / _median(ours, "weights_bytes"),
+        "heldout_loss": _median(quantized, "heldout_loss"),
+    }
     result |= {"precision": task["precision"], "repeats": options.repeats, "rows_per_s_each": [one["rows_per_s"] for one in ours]}
-    result["peers"] = {"trl": compare(ours, peers, len(task["rows"]) * task["epochs"])} if peers else {}
+    rows = len(task["rows"]) * task["epochs"]
+    result["peers"] = {name: compare(ours, runs, rows) for name, runs in (("trl", peers), ("trl_packing", packed)) if runs}
     return result
 
 
@@ -76,7 +85,7 @@ def compare(ours: list[dict[str, Any]], peers: list[dict[str, Any]], rows: float
     return {
         "ratio": _median(ours, "rows_per_s") / statistics.median(speeds),
         "cpu_ratio": _median(peers, "cpu_s") / _median(ours, "cpu_s"),
-        "ratio_each": [one["rows_per_s"] / speed for one, speed in zip(ours, speeds, strict=True)],
+        "ratio_each": [one["rows_per_s"] / speed for one, speed in zip(ours, speeds, strict=False)],
         "peak_rss_ratio": _median(ours, "peak_rss_bytes") / _median(peers, "peak_rss_bytes"),
         "rows_per_s": statistics.median(speeds),
         "heldout_loss": _median(peers, "heldout_loss"),
@@ -107,6 +116,8 @@ def make_task(base_dir: Path, rows_dir: Path, tokens_dir: Path, options: argpars
         "batch_rows": config.batch_rows,
         "epochs": config.epochs,
         "learning_rate": config.learning_rate,
+        "packing": False,
+        "base_quantization": "none",
         "warmup_steps": math.ceil(config.warmup_share * total_steps(config, len(messages))),
     }
 
@@ -123,8 +134,9 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(task["threads"])
     dtype = compute_dtype(task["precision"])
     config = TrainConfig(
-        batch_rows=task["batch_rows"], micro_batch_rows=task["batch_rows"], epochs=task["epochs"], learning_rate=task["learning_rate"]
-    )
+        batch_rows=task["batch_rows"], micro_batch_rows=task["batch_rows"], epochs=task["epochs"], learning_rate=task["learning_rate"],
+        base_quantization=task["base_quantization"],
+    )  # fmt: skip
     model = prepare_model(Path(task["base_dir"]), config, dtype)
     trainer = Trainer(model, config, read_token_rows(Path(task["tokens_dir"]), "train"))
     peak = peak_operations_per_s(trainer.operations.widest, dtype, trainer.layout.device)
@@ -140,6 +152,7 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
         "supervised_tokens_per_s": sum(report.supervised_tokens for report in reports) / seconds,
         "gemm_peak_fraction": sum(report.operations for report in reports) / seconds / peak,
         "peak_rss_bytes": peak_rss_bytes,
+        "weights_bytes": model.get_memory_footprint() - sum(each.nbytes for each in model.parameters() if each.requires_grad),
         "heldout_loss": trainer.evaluate(read_token_rows(Path(task["tokens_dir"]), "heldout")[:HELDOUT_ROWS]),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from training.model import load_base
 from training.predict import predict
 
 FACTS = AdapterFacts(rank=4, alpha=8, target_modules=("q_proj", "down_proj"))
+REPOSITORY = Path(__file__).resolve().parents[2]
 Q0 = "model.layers.0.self_attn.q_proj"
 
 
@@ -177,3 +180,34 @@ def test_predict_adapter_of_another_base_is_refused(toy_base: Path, toy_tokens: 
     seal(own, toy_base, FACTS, base_digest="0" * 64)
     with pytest.raises(ArtifactError, match="not an adapter of the model"):
         predict(PredictJob(output_dir=tmp_path / "a", model_dir=toy_base, adapter_dir=own, tokens_dir=toy_tokens))
+
+
+def test_merge_needs_no_more_memory_than_one_shard_and_a_half(toy_model: Path, tmp_path: Path) -> None:
+    """Two shards of 60 MB; the peak is measured over what the program has loaded before it starts to merge."""
+    source, adapter_dir = tmp_path / "source", tmp_path / "adapter"
+    shutil.copytree(toy_model, source)
+    (source / "model.safetensors").unlink()
+    adapter_dir.mkdir()
+    weight_map, adapter = {}, {}
+    for shard in range(2):
+        name = f"model-0000{shard + 1}-of-00002.safetensors"
+        names = [f"model.layers.{shard}.mlp.{part}_proj.weight" for part in ("up", "gate", "down")]
+        tensors = {key: torch.randn(2560, 4096).to(torch.bfloat16) for key in names}
+        save_file(tensors, source / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        for key in tensors:
+            stem = f"base_model.model.{key.removesuffix('.weight')}"
+            adapter |= {f"{stem}.lora_A.weight": torch.randn(16, 4096), f"{stem}.lora_B.weight": torch.randn(2560, 16)}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    prepare_base(BaseJob(output_dir=tmp_path / "base", source=f"file:{source}"))
+    save_file(adapter, adapter_dir / ADAPTER_NAME)
+    seal(adapter_dir, tmp_path / "base", FACTS)
+    job = MergeJob(output_dir=tmp_path / "merged", base_dir=tmp_path / "base", adapter_dir=adapter_dir)
+    code = (
+        "import resource, sys\nfrom training.config import MergeJob\nfrom training.merge import merge\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\nmerge(MergeJob.model_validate_json(sys.argv[1]))\nprint((peak() - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, job.model_dump_json()], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    shard_bytes = (source / "model-00001-of-00002.safetensors").stat().st_size
+    assert int(done.stdout) < 1.5 * shard_bytes + (adapter_dir / ADAPTER_NAME).stat().st_size

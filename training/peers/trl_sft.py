@@ -49,7 +49,8 @@ def sft_config(task: dict[str, Any], is_bf16: bool) -> SFTConfig:
         output_dir=task["output_dir"], num_train_epochs=task["epochs"], per_device_train_batch_size=task["batch_rows"],
         learning_rate=task["learning_rate"], lr_scheduler_type="cosine", warmup_steps=task["warmup_steps"], weight_decay=0.0,
         max_grad_norm=1.0, optim="adamw_torch", bf16=is_bf16, use_cpu=True, gradient_checkpointing=False, completion_only_loss=True,
-        max_length=None, seed=0, logging_steps=1000, save_strategy="no", report_to="none", disable_tqdm=True,
+        seed=0, max_length=512 if task["packing"] else None, packing=task["packing"],
+        logging_steps=1000, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
 
 
