@@ -128,8 +128,8 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
 
     from training.flops import peak_operations_per_s
     from training.loop import Trainer
+    from training.model import prepare_model
     from training.precision import compute_dtype
-    from training.result import prepare_model
 
     torch.set_num_threads(task["threads"])
     dtype = compute_dtype(task["precision"])

@@ -86,6 +86,11 @@ class CheckpointStore:
             dist.broadcast_object_list(chosen, src=0)
         return self._read(*chosen[0]) if chosen[0] else None
 
+    def clear(self) -> None:
+        """Removes all of this run's checkpoints."""
+        if self._layout.rank == 0 and self._files.exists(self._root):
+            self._files.rm(self._root, recursive=True)
+
     def _write(self, state: TrainState) -> None:
         """In the thread: once every worker's files are there, the first one makes the checkpoint whole and removes old ones."""
         name = f"step-{state.step:08d}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from infra.contracts import verify
@@ -24,6 +25,7 @@ from training.preflight import check_layout, count_trained
 ESTIMATE_NAME = "estimate.json"
 SAMPLED_STEPS = 50
 USABLE_SHARE = 0.95
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def estimate_run(job: EstimateJob) -> None:
@@ -71,7 +73,14 @@ def available_memory_bytes(train: TrainConfig) -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
-    return int(psutil.virtual_memory().available // train.num_workers)
+    return int(min(psutil.virtual_memory().available, _container_bytes()) // train.num_workers)
+
+
+def _container_bytes() -> int:
+    """What the container's limit leaves (control groups, version 2); without a limit more than any machine has."""
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return 1 << 60 if text == "max" else int(text) - int(used.read_text())
 
 
 def refusal(job: FinetuneJob, rows: TokenRows, needed: MemoryEstimate, available_bytes: int) -> str:
@@ -111,8 +120,8 @@ def measure(job: EstimateJob, rows: TokenRows) -> dict[str, Any]:
     import torch
 
     from training.loop import Trainer
+    from training.model import prepare_model
     from training.precision import compute_dtype
-    from training.result import prepare_model
     from training.schedule import total_steps
 
     alone = job.train.model_copy(update={"num_workers": 1, "parallel": ParallelConfig()})

@@ -83,13 +83,15 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
         address="local", num_cpus=cpus * job.train.num_workers, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
     )  # fmt: skip
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= job.train.num_workers
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
     try:
+        resources = {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job.model_dump_json(), "cpus": cpus, "parents": [base.digest, tokens.digest]},
-            torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=job.train.num_workers, resources_per_worker={"CPU": cpus}),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=job.train.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
             run_config=RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
         )
         trainer.fit()

@@ -14,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 from infra.contracts import AdapterFacts
 from infra.errors import ConfigError
 from training import attention, lora
+from training.adapter import adapter_facts
+from training.config import TrainConfig
 from training.loss import SupervisedLoss
 from training.norm import replace_norms
 from training.packing import Pack
@@ -49,6 +51,16 @@ def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attentio
 def attach_adapter(model: Any, facts: AdapterFacts, dropout: float = 0.0) -> None:
     """Puts zero adapters on the model's target layers. Raises ConfigError for a target that does not exist."""
     lora.attach(model, facts, dropout, model.get_input_embeddings().weight.dtype)
+
+
+def prepare_model(base_dir: Path, config: TrainConfig, dtype: torch.dtype) -> nn.Module:
+    """The base model ready to be trained: with new adapters, or with every weight free."""
+    model = load_base(base_dir, dtype, quantization=config.base_quantization)
+    if config.method == "full":
+        return model.requires_grad_(True)
+    attach_adapter(model, adapter_facts(config.lora), config.lora.dropout)
+    lora.initialize(model, config.seed)
+    return model
 
 
 class PackModel(nn.Module):  # type: ignore[misc]

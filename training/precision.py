@@ -53,10 +53,10 @@ class LossScale:
             self.value = FIRST_SCALE
 
     def accepts(self, gradient_norm: float) -> bool:
-        """Whether the step counts; changes the scale for the next one. Without fp16 every step counts."""
-        if not self.is_active:
-            return True
+        """Whether the step counts; changes the scale for the next one. Without fp16, or with a scale of one, every step counts."""
         is_good = math.isfinite(gradient_norm)
+        if not self.is_active or (not is_good and self.value <= 1):
+            return True  # nothing left to scale down: the caller refuses what is not finite
         self.steps_since_change += 1
         if not is_good:
             self.value, self.steps_since_change = max(self.value / 2, 1.0), 0

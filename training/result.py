@@ -11,30 +11,19 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.files import write_json_atomic
 from training import lora
-from training.adapter import ADAPTER_CONFIG_NAME, ADAPTER_NAME, adapter_facts
-from training.config import FinetuneJob, LoraConfig, TrainConfig
+from training.adapter import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from training.config import FinetuneJob, LoraConfig
 from training.layout import Layout
 from training.loop import Trainer
-from training.model import attach_adapter, load_base
 from training.weights import safetensors_writer, tensor_specs, weight_files
 
 OWN_PREFIX = "causal_model."
 HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
-
-
-def prepare_model(base_dir: Path, config: TrainConfig, dtype: torch.dtype) -> nn.Module:
-    """The base model ready to be trained: with new adapters, or with every weight free."""
-    model = load_base(base_dir, dtype, quantization=config.base_quantization)
-    if config.method == "full":
-        return model.requires_grad_(True)
-    attach_adapter(model, adapter_facts(config.lora), config.lora.dropout)
-    lora.initialize(model, config.seed)
-    return model
 
 
 def write_result(trainer: Trainer, job: FinetuneJob) -> None:

@@ -18,9 +18,10 @@ from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import FAILURE_NAME, STOP_NAME
 from training.layout import Layout
 from training.loop import Trainer
+from training.model import prepare_model
 from training.precision import compute_dtype, precision_name
 from training.recorder import Recorder
-from training.result import prepare_model, write_result
+from training.result import write_result
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
@@ -47,6 +48,8 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -
         recorder.history = state.facts["history"]
     train_to_end(trainer, recorder, job, store)
     write_result(trainer, job)
+    if job.train.checkpoint_url:
+        store.clear()
     recorder.finish(time.perf_counter() - started)
 
 
@@ -54,13 +57,16 @@ def worker_device() -> torch.device:
     """The GPU that Ray gave this worker, else the processor."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device(ray.train.torch.get_device())
+    device = torch.device(ray.train.torch.get_device())
+    torch.cuda.set_device(device)
+    return device
 
 
 def open_store(job: FinetuneJob, parents: Sequence[str], trainer: Trainer, precision: str) -> CheckpointStore:
     """This run's checkpoints."""
-    place = job.train.checkpoint_url or str(checkpoints_folder(job.output_dir))
-    return CheckpointStore(place, run_fingerprint(job, parents, precision), job.train.keep_checkpoints, trainer.layout, trainer.trained)
+    fingerprint, url = run_fingerprint(job, parents, precision), job.train.checkpoint_url
+    place = f"{url.rstrip('/')}/{fingerprint[:16]}" if url else str(checkpoints_folder(job.output_dir))  # runs may share a URL
+    return CheckpointStore(place, fingerprint, job.train.keep_checkpoints, trainer.layout, trainer.trained)
 
 
 def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, store: CheckpointStore) -> None:

@@ -18,12 +18,12 @@ from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import trained_facts
 from training.loop import Trainer
 from training.merge import merge
-from training.model import PackModel, load_base
+from training.model import PackModel, load_base, prepare_model
 from training.packing import make_pack
 from training.precision import FIRST_SCALE, LossScale
 from training.preflight import count_trained
 from training.quantized import dense
-from training.result import prepare_model, write_result
+from training.result import write_result
 
 LORA = LoraConfig(rank=4, alpha=8)
 OPTIMIZERS = ["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "sgd"]
@@ -189,6 +189,8 @@ def test_fp16_step_with_an_overflow_is_left_out_and_halves_the_scale(toy_base: P
     assert not torch.isfinite(torch.tensor(run.train_step().gradient_norm))
     assert torch.equal(run.trained.master, before)
     assert run._scale.value == 2.0**39
+    run._scale.value = 1.0
+    assert run._scale.accepts(float("inf"))  # so that the step is refused with its rows
     restored = LossScale(is_active=True)
     assert restored.value == FIRST_SCALE
     restored.restore(run.state({}).facts["loss_scale"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -18,11 +19,11 @@ from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import read_token_rows
 from training.flops import count_operations
 from training.loop import Trainer
+from training.model import prepare_model
 from training.packing import make_pack
 from training.recorder import SAMPLES_NAME, Recorder
-from training.result import prepare_model
 from training.samples import MAX_NEW_TOKENS
-from training.worker import open_store, train_to_end
+from training.worker import open_store, run_worker, train_to_end
 
 CONFIG = TrainConfig(lora=LoraConfig(rank=4, alpha=8), precision="fp32", batch_rows=10, max_steps=6, eval_steps=3, log_steps=1, eval_rows=4)
 
@@ -96,3 +97,21 @@ def test_operations_are_those_of_products_with_weights(toy_base: Path, toy_token
     assert count_operations(model).of([pack]) == expected
     full = prepare_model(toy_base, CONFIG.model_copy(update={"method": "full"}), torch.float32)
     assert count_operations(full).of([pack]) == pack.ids.numel() * 6 * frozen + pack.num_supervised * 6 * vocabulary * 64
+
+
+def test_checkpoints_at_a_url_serve_a_resume_and_are_gone_once_the_run_is_done(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path}/bucket"
+    train = CONFIG.model_copy(update={"checkpoint_url": url, "checkpoint_steps": 2})
+    job = FinetuneJob(output_dir=tmp_path / "out", base_dir=toy_base, tokens_dir=toy_tokens, train=train)
+    job.output_dir.mkdir()
+    trainer = Trainer(prepare_model(toy_base, train, torch.float32), train, read_token_rows(toy_tokens, "train"))
+    store = open_store(job, ["x"], trainer, "fp32")
+    files = fsspec.filesystem("memory")
+    trainer.train_step()
+    store.save(trainer.state(Recorder(job, trainer).history))
+    store.finish()
+    assert len(files.glob(f"{tmp_path}/bucket/*/step-00000001/checkpoint.json")) == 1
+    run_worker(job, ["x"])
+    summary = json.loads((job.output_dir / "train.json").read_text())
+    assert [step for step, _ in summary["loss"]] == list(range(2, 7))  # it went on after the first step
+    assert files.glob(f"{tmp_path}/bucket/*/*") == []

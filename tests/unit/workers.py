@@ -19,7 +19,8 @@ from training.config import TrainConfig
 from training.data.tokens import read_token_rows
 from training.layout import Layout
 from training.loop import Trainer
-from training.result import gather, prepare_model
+from training.model import prepare_model
+from training.result import gather
 
 CHECKPOINT_STEP = 6
 
