@@ -28,9 +28,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
     """
     steps = build_steps(spec)
     preflight.check(spec, runner.plan(settings, steps), settings, will_serve)
-    run_dir = settings.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(run_dir / "spec.json", spec.model_dump(mode="json"))
+    run_dir = make_run_dir(spec, settings)
     with tracked_run(spec, settings, run_dir) as tracked:
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         made_by = provenance.capture(spec.fingerprint, tracked.run_id)
@@ -65,6 +63,14 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         else:
             _say_where(settings, run_dir, display)
     return result
+
+
+def make_run_dir(spec: Spec, settings: Settings) -> Path:
+    """A folder for one command's logs and reports, with the resolved spec in it."""
+    folder = settings.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / "spec.json", spec.model_dump(mode="json"))
+    return folder
 
 
 @contextlib.contextmanager

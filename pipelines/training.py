@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 from infra.files import read_json
@@ -12,7 +10,7 @@ from infra.settings import Settings
 from pipelines import graph, preflight, runner
 from pipelines.display import Display
 from pipelines.executors import local
-from pipelines.pipeline import tracked_run
+from pipelines.pipeline import make_run_dir, tracked_run
 from pipelines.plan import build_steps
 from pipelines.report import TRAINING_NAME
 from pipelines.spec import Spec
@@ -26,7 +24,7 @@ def train(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]:
     """Makes the adapter, or the whole model; its figures and where it lies."""
     steps = graph.upto(build_steps(spec), "train")
     preflight.check(spec, runner.plan(settings, steps), settings, will_serve=False)
-    run_dir = _run_dir(spec, settings)
+    run_dir = make_run_dir(spec, settings)
     with tracked_run(spec, settings, run_dir) as tracked:
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display)
@@ -45,7 +43,7 @@ def estimate(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]
     """Memory and time of the training step, from its data and a few steps of it. Raises ConfigError where it cannot fit."""
     steps = graph.upto(build_steps(spec), "render")
     preflight.check(spec, runner.plan(settings, steps), settings, will_serve=False)
-    run_dir = _run_dir(spec, settings)
+    run_dir = make_run_dir(spec, settings)
     outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint), None, display)
     job = EstimateJob(
         output_dir=run_dir / "estimate",
@@ -56,9 +54,3 @@ def estimate(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]
     local.run_to_end(ESTIMATE_MODULE, job, run_dir / "estimate.job.json", run_dir / "estimate.log", lambda: None)
     found: dict[str, Any] = read_json(job.output_dir / ESTIMATE_NAME)
     return found
-
-
-def _run_dir(spec: Spec, settings: Settings) -> Path:
-    folder = settings.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

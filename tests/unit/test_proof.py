@@ -61,7 +61,7 @@ def test_gates_at_their_exact_thresholds_pass() -> None:
     config = GatesConfig(
         min_score=0.96, min_gain=0.9, max_quantization_drop=0.02, min_merge_agreement=0.99, min_slice_scores={"unseen": 0.48}
     )
-    assert all(outcome(config, scores(0.06, 0.98, 0.98, 0.96), 0.99).values())
+    assert all(outcome(config, scores(0.06, 0.98, 1.0, 0.96), 0.99).values())
 
 
 @pytest.mark.parametrize(

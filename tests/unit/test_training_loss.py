@@ -109,14 +109,15 @@ def test_pack_rows_do_not_see_each_other(toy_base: Path, toy_tokens: Path) -> No
 
 def test_loss_equals_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.loss.CHUNK_ROWS", 3)
-    hidden, head, targets = torch.randn(8, 6, requires_grad=True), torch.randn(11, 6), torch.arange(8)
+    hidden, head, targets = torch.randn(8, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True), torch.arange(8)
     weights = torch.rand(8)
     (SupervisedLoss.apply(hidden, head, targets) * weights).sum().backward()
-    found = hidden.grad.clone() if hidden.grad is not None else None
-    hidden.grad = None
+    found = [hidden.grad, head.grad]
+    hidden.grad = head.grad = None
     (torch.nn.functional.cross_entropy(hidden @ head.t(), targets, reduction="none") * weights).sum().backward()
-    assert found is not None
-    assert torch.allclose(found, hidden.grad, atol=1e-6)
+    for own, expected in zip(found, (hidden.grad, head.grad), strict=True):
+        assert own is not None
+        assert torch.allclose(own, expected, atol=1e-6)
 
 
 def test_lora_gradients_equal_autograd_and_frozen_weights_get_none(toy_base: Path) -> None:

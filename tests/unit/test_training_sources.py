@@ -185,6 +185,12 @@ def test_sharegpt_function_call_becomes_a_tool_call_and_tools_are_parsed() -> No
     assert row["tools"] == [{"name": "lamp"}]
 
 
+def test_messages_of_a_table_lose_the_fields_that_only_other_rows_have() -> None:
+    empty = {"tool_calls": None, "name": None}
+    row = checked_row({"messages": [{"role": "user", "content": "x", **empty}, {"role": "assistant", "content": "y", **empty}]}, "messages")
+    assert row["messages"] == [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+
+
 def test_text_rows_are_learnt_whole_and_end_in_a_stop_token(toy_base: Path, tmp_path: Path) -> None:
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": f"the lamp is {number}"} for number in range(4)])
     heldout = write_jsonl(tmp_path / "heldout.jsonl", ROWS[:2])
