@@ -169,7 +169,8 @@ def stored_rows(path: Path) -> Iterator[dict[str, Any]]:
 def dataset_sources(rows_dir: Path) -> dict[str, Any]:
     """Where a user's rows came from and in which format, for the receipt; a built-in dataset says nothing."""
     path = rows_dir / SUMMARY_NAME
-    return {"sources": read_json(path)["sources"]} if path.is_file() and "sources" in read_json(path) else {}
+    found = read_json(path) if path.is_file() else {}
+    return {"sources": found["sources"]} if "sources" in found else {}
 
 
 if __name__ == "__main__":
