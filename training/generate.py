@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from training.attention import packed_attention, take_places
+from training.attention import PackView, attend, num_positions
 from training.data.tokens import TokenRow
 from training.packing import Pack, make_pack
 
@@ -25,28 +25,23 @@ IDLE_SHARE = 0.25
 class AnswerCache:
     """Keys and values of one batch of rows; K key heads, R rows, P prefix tokens, S places a row, D per head."""
 
-    def __init__(self, pack: Pack, max_new_tokens: int) -> None:
-        self.pack: Pack | None = pack
+    def __init__(self, pack: Pack, max_new_tokens: int, like: Tensor) -> None:
+        turned = like.new_zeros(num_positions(pack), like.shape[-1])  # the model turns queries and keys by their positions itself
+        self.view: PackView | None = PackView(pack, torch.ones_like(turned), turned)
+        """The prompts, until they are read."""
+        self.longest = len(pack.padded_places) // pack.num_rows
+        """Longest prompt without the prefix."""
         self.prefix: list[tuple[Tensor, Tensor]] = []
         """Per layer (K, 1, P, D) twice."""
         self.own: list[tuple[Tensor, Tensor]] = []
         """Per layer (K, R, S, D) twice."""
-        ends = [0] * pack.num_rows
-        for place in pack.packed_places[pack.prefix_tokens :].tolist():
-            ends[place // self.longest] += 1
-        self.lengths = torch.tensor(ends, device=pack.ids.device)
+        self.lengths = (pack.padded_places.view(pack.num_rows, -1) >= 0).sum(dim=1)
         self.places = self.longest + max_new_tokens
-
-    @property
-    def longest(self) -> int:
-        """Longest prompt without the prefix."""
-        assert self.pack is not None
-        return len(self.pack.padded_places) // self.pack.num_rows
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Takes in key and value (1, K, T, D) of one layer; called by the model's attention."""
-        if self.pack is not None:
-            self._take_prompts(self.pack, key[0], value[0])
+        if self.view is not None:
+            self._take_prompts(self.view.pack, key[0], value[0])
         else:
             rows = torch.arange(len(self.lengths), device=self.lengths.device)
             for block, new in zip(self.own[layer], (key[0], value[0]), strict=True):
@@ -66,7 +61,8 @@ class AnswerCache:
         pair, prefix = [], pack.prefix_tokens
         for tensor in (key, value):
             block = tensor.new_zeros(len(tensor), pack.num_rows, self.places, tensor.shape[-1])
-            block[:, :, : self.longest] = take_places(tensor, pack.padded_places).view(len(tensor), pack.num_rows, self.longest, -1)
+            rows = tensor.index_select(1, pack.padded_places.clamp(min=0))  # what stands at padding is never looked at
+            block[:, :, : self.longest] = rows.view(len(tensor), pack.num_rows, self.longest, -1)
             pair.append(block)
         self.own.append((pair[0], pair[1]))
         self.prefix.append((key[:, None, :prefix].contiguous(), value[:, None, :prefix].contiguous()))
@@ -76,8 +72,9 @@ def decode_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, cache: AnswerCache, **_: Any
 ) -> tuple[Tensor, None]:
     """Packed attention for the prompts; then one query a row (1, H, R, D) over prefix and own places -> (1, R, H, D)."""
-    if cache.pack is not None:
-        return packed_attention(module, query, key, value, mask, packing=cache.pack, scaling=scaling)
+    if cache.view is not None:
+        x = torch.cat([query, key, value], dim=1)[0].transpose(0, 1).flatten(1)
+        return attend(x, query.shape[1], key.shape[1], cache.view, scaling).view(1, len(x), query.shape[1], -1), None
     layer = module.layer_idx
     keys, values = cache.own[layer]
     prefix_keys, prefix_values = cache.prefix[layer]
@@ -107,10 +104,11 @@ def greedy_answers(
     """Ids of each answer without its stop token, and whether it ended by one; the model was loaded with this module's attention."""
     device = model.device
     pack = make_pack([_as_row(index, prompt) for index, prompt in enumerate(prompts)]).to(device)
-    cache = AnswerCache(pack, max_new_tokens)
+    head_dim = model.model.layers[0].self_attn.head_dim
+    cache = AnswerCache(pack, max_new_tokens, torch.empty(head_dim, dtype=model.dtype, device=device))
     answers: list[tuple[list[int], bool]] = [([], False) for _ in prompts]
     hidden = _hidden(model, pack.ids, pack.positions, cache)[pack.predicting_places]
-    cache.pack = None
+    cache.view = None
     rows = torch.arange(len(prompts), device=device)
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     for count in range(1, max_new_tokens + 1):

@@ -1,6 +1,7 @@
 """Low-rank adapters: y = x W^T + scale (x A^T) B^T, with W frozen and perhaps quantized; with DoRA each output is rescaled besides.
 
-- One hand-written gradient a layer keeps x and x A^T only, and adds the low-rank part inside the matrix product.
+- One hand-written gradient keeps x and x A^T only, and adds the low-rank part inside the matrix product. It serves one layer, or several
+  that share their input as one product with their weights one below the other.
 - Names and shapes on disk are those of PEFT.
 - Sources: Hu et al. 2021, arXiv 2106.09685; Liu et al. 2024, arXiv 2402.09353 (DoRA); peft `tuners/lora/layer.py`, `tuners/lora/dora.py`.
 """
@@ -8,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,38 +23,42 @@ from training.quantized import QuantizedLinear, dense
 
 
 class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
-    """x (tokens, in), W (out, in), A (rank, in), B (out, rank) -> (tokens, out); no gradient for W.
+    """x (tokens, in) through layers with A (rank, in) and B (out, rank) each -> (tokens, sum of out); no gradient for their weights.
 
     `dropped` is what A sees in the place of x where there is dropout. A quantized W is made dense twice, and not kept in between.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, weight: Any, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        """The adapted product."""
+    def forward(ctx: Any, x: Tensor, dropped: Tensor | None, layers: Sequence[LoraLinear], bias: Tensor | None, *factors: Tensor) -> Tensor:
+        """The adapted product; `factors` are A and B of each layer in turn."""
         seen = x if dropped is None else dropped
+        a, b = (factors[0], factors[1]) if len(layers) == 1 else (torch.cat(factors[0::2]), torch.block_diag(*factors[1::2]))
         low = seen @ a.t()
-        y = nn.functional.linear(x, dense(weight, x.dtype), bias)
-        y.addmm_(low, b.t(), alpha=scale)
+        y = nn.functional.linear(x, stacked_weights(layers, x.dtype), bias)
+        y.addmm_(low, b.t(), alpha=layers[0].scale)
         ctx.save_for_backward(seen, low, a, b)
-        ctx.weight, ctx.scale, ctx.has_dropout = weight, scale, dropped is not None
+        ctx.layers, ctx.has_dropout = layers, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, of its dropped-out copy, A and B."""
+        """Gradients of x, of its dropped-out copy, and of each A and B."""
         seen, low, a, b = ctx.saved_tensors
-        dy = gradients[0]
-        dlow = (dy @ b).mul_(ctx.scale)
+        dy, scale = gradients[0], ctx.layers[0].scale
+        dlow = (dy @ b).mul_(scale)
         dx = ddropped = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ dense(ctx.weight, dy.dtype)
+            dx = dy @ stacked_weights(ctx.layers, dy.dtype)
             if not ctx.has_dropout:
                 dx.addmm_(dlow, a)
         if ctx.has_dropout and ctx.needs_input_grad[1]:
             ddropped = dlow @ a
-        return dx, ddropped, None, None, dlow.t() @ seen, (dy.t() @ low).mul_(ctx.scale), None
+        da, db = dlow.t() @ seen, (dy.t() @ low).mul_(scale)
+        ranks, widths = zip(*(layer.factor_sizes for layer in ctx.layers), strict=True)
+        # of each layer's rows of dB only its own columns: where B has zeros nothing is trained
+        columns = [rows.split(ranks, dim=1)[index] for index, rows in enumerate(db.split(widths))]
+        factors = [part for pair in zip(da.split(ranks), columns, strict=True) for part in pair]
+        return dx, ddropped, None, None, *factors
 
 
 class LoraLinear(nn.Module):  # type: ignore[misc]
@@ -73,18 +78,15 @@ class LoraLinear(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
-        flat = x.reshape(-1, x.shape[-1])
-        dropped = nn.functional.dropout(flat, self.dropout) if self.dropout and self.training else None
-        bias = None if self.lora_magnitude_vector is not None else self.bias
-        weight, a, b = local(self.weight), local(self.lora_A), local(self.lora_B)
-        y: Tensor = LoraProduct.apply(flat, dropped, weight, bias, a, b, self.scale)  # type: ignore[no-untyped-call]
-        if self.lora_magnitude_vector is not None:
-            y = y * (self.lora_magnitude_vector / self._row_norms())
-            y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return adapted_product(x.reshape(-1, x.shape[-1]), [self]).view(*x.shape[:-1], -1)
+
+    @property
+    def factor_sizes(self) -> tuple[int, int]:
+        """Rank and outputs of the part that this worker holds."""
+        return len(local(self.lora_A)), len(local(self.lora_B))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _row_norms(self) -> Tensor:
+    def row_norms(self) -> Tensor:
         """Norm of each row of W + scale B A, (out); a constant of the gradient, as DoRA's section 4.3 has it.
 
         |w + s b A|^2 = |w|^2 + 2 s (w A^T) b + s^2 b (A A^T) b, so that the sum itself is never formed.
@@ -94,6 +96,55 @@ class LoraLinear(nn.Module):  # type: ignore[misc]
         wide = a.float()
         squares = self.base_squares + (2 * self.scale * crossed * b + self.scale**2 * (b @ (wide @ wide.t())) * b).sum(dim=1)
         return squares.clamp(min=0).sqrt().to(a.dtype)
+
+
+def adapted_product(x: Tensor, layers: Sequence[LoraLinear]) -> Tensor:
+    """x (tokens, in) through layers of one adapter, their outputs side by side; dropout is drawn once for all."""
+    first = layers[0]
+    dropped = nn.functional.dropout(x, first.dropout) if first.dropout and first.training else None
+    bias = _stacked_biases(layers, x)
+    factors = [local(factor) for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    is_scaled = first.lora_magnitude_vector is not None
+    y: Tensor = LoraProduct.apply(x, dropped, layers, None if is_scaled else bias, *factors)  # type: ignore[no-untyped-call]
+    if is_scaled:
+        y = y * torch.cat([layer.lora_magnitude_vector / layer.row_norms() for layer in layers])
+        y = y if bias is None else y + bias
+    return y
+
+
+def joint_product(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """x (tokens, in) through linear layers of any kind, their outputs side by side; one product where all have adapters."""
+    if all(isinstance(layer, LoraLinear) for layer in layers):
+        return adapted_product(x, layers)  # type: ignore[arg-type]
+    return torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def stacked_weights(layers: Sequence[LoraLinear], dtype: torch.dtype) -> Tensor:
+    """The layers' weights one below the other, (sum of out, in): without a copy where they lie so in memory, see `stack`."""
+    weights = [dense(local(layer.weight), dtype) for layer in layers]
+    first, ends = weights[0], [weight.data_ptr() + weight.nbytes for weight in weights]
+    if len(weights) == 1:
+        return first
+    is_stacked = all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False))
+    if is_stacked and len({weight.untyped_storage().data_ptr() for weight in weights}) == 1:
+        return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), first.stride())
+    return torch.cat(weights)
+
+
+def stack(layers: Sequence[nn.Module]) -> None:
+    """Puts the plain weights of layers that share their input one below the other in memory."""
+    weights = [layer.weight for layer in layers]
+    joined = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+
+
+def _stacked_biases(layers: Sequence[LoraLinear], x: Tensor) -> Tensor | None:
+    biases = [None if layer.bias is None else local(layer.bias) for layer in layers]
+    if all(bias is None for bias in biases):
+        return None
+    widths = [layer.factor_sizes[1] for layer in layers]
+    return torch.cat([x.new_zeros(width) if bias is None else bias for bias, width in zip(biases, widths, strict=True)])
 
 
 def peft_name(parameter: str) -> str:

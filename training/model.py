@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from infra.contracts import AdapterFacts
 from infra.errors import ConfigError
-from training import attention, lora
+from training import generate, lora
 from training.adapter import adapter_facts
+from training.attention import PackView, num_positions
+from training.blocks import replace_forwards, stack_weights
 from training.config import TrainConfig
 from training.loss import SupervisedLoss
 from training.norm import replace_norms
@@ -25,11 +27,13 @@ from training.quantized import Quantization, load_options, replace_linears
 KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attention.NAME, quantization: Quantization = "none") -> nn.Module:
-    """The frozen model of a base or merged folder, in `dtype`. Raises ConfigError for a kind of model that the trainer does not know."""
+def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = generate.NAME, quantization: Quantization = "none") -> nn.Module:
+    """The frozen model of a base or merged folder, in `dtype`; with implementation `eager` it is as transformers wrote it.
+
+    Raises ConfigError for a kind of model that the trainer does not know.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    AttentionInterface.register(attention.NAME, attention.packed_attention)
     config = AutoConfig.from_pretrained(base_dir)
     if config.model_type not in KNOWN_MODEL_TYPES or getattr(config, "sliding_window", None):
         raise ConfigError(
@@ -43,8 +47,11 @@ def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attentio
     model.requires_grad_(False)
     if quantization != "none":
         replace_linears(model)
-    if implementation != "eager":  # eager is the model as transformers wrote it, which the tests compare ours with
+    elif implementation != "eager":
+        stack_weights(model)
+    if implementation != "eager":
         replace_norms(model)
+        replace_forwards(model)
     return model.eval()
 
 
@@ -83,9 +90,9 @@ class PackModel(nn.Module):  # type: ignore[misc]
     def _run_layers(self, hidden: Tensor, pack: Pack) -> Tensor:
         """What transformers' own decoder does for the known kinds of model, less the mask, which packs replace."""
         decoder = self.causal_model.model
-        given = {
-            "position_ids": pack.positions, "position_embeddings": decoder.rotary_emb(hidden, position_ids=pack.positions), "packing": pack
-        }  # fmt: skip
+        positions = torch.arange(num_positions(pack), device=hidden.device)[None]
+        cos, sin = decoder.rotary_emb(hidden, position_ids=positions)
+        given = {"packing": PackView(pack, cos[0], sin[0])}
         layers = decoder.layers
         for layer in layers.values() if isinstance(layers, nn.ModuleDict) else layers:
             if self.checkpoint_layers and torch.is_grad_enabled():

@@ -17,6 +17,7 @@ from torch import Tensor
 from training.data.tokens import TokenRow
 
 MIN_PREFIX_TOKENS = 4
+PREFIX_ROW = -1
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Pack:
     """(R * L) place in the pack of each token of the padded rows, -1 for padding."""
     packed_places: Tensor
     """(T) place in the padded rows of each token of the pack, -1 for prefix and filler: the inverse of `padded_places`."""
+    token_rows: Tensor
+    """(T) index in the pack of each token's row, `PREFIX_ROW` for the prefix and R for filler."""
     num_rows: int
     predicting_places: Tensor
     """(S) places whose next token is supervised."""
@@ -60,7 +63,7 @@ class Pack:
 def make_pack(rows: Sequence[TokenRow], multiple: int = 1) -> Pack:
     """The pack of `rows`, which need at least one supervised token each after their first token.
 
-    The pack and the padded rows are lengthened to a multiple of `multiple` with tokens that nothing sees.
+    The pack, by at least one token, and the padded rows are lengthened to a multiple of `multiple` with tokens that nothing sees.
     """
     labels = [[place for place in range(1, len(row.ids)) if row.supervised[place]] for row in rows]
     prefix = _common_prefix(rows, labels)
@@ -69,10 +72,11 @@ def make_pack(rows: Sequence[TokenRow], multiple: int = 1) -> Pack:
     for tokens in inputs:
         starts.append(starts[-1] + len(tokens))
     longest = _rounded(max(len(tokens) for tokens in inputs), max(1, multiple // 4))
-    filler = [0] * (_rounded(starts[-1], multiple) - starts[-1])
+    filler = [0] * (_rounded(starts[-1] + 1, multiple) - starts[-1])
     padded = [[start + place if start + place < end else -1 for place in range(longest)] for start, end in pairwise(starts)]
     packed = [-1] * prefix + [index * longest + place for index, tokens in enumerate(inputs) for place in range(len(tokens))]
     packed += [-1] * len(filler)
+    token_rows = [PREFIX_ROW] * prefix + [index for index, tokens in enumerate(inputs) for _ in tokens] + [len(rows)] * len(filler)
     positions = [*range(prefix), *(prefix + place for tokens in inputs for place in range(len(tokens))), *filler]
     return Pack(
         ids=torch.tensor([[*rows[0].ids[:prefix], *(token for tokens in inputs for token in tokens), *filler]]),
@@ -80,6 +84,7 @@ def make_pack(rows: Sequence[TokenRow], multiple: int = 1) -> Pack:
         prefix_tokens=prefix,
         padded_places=torch.tensor(padded).flatten(),
         packed_places=torch.tensor(packed),
+        token_rows=torch.tensor(token_rows),
         num_rows=len(rows),
         predicting_places=torch.tensor([starts[i] + place - 1 - prefix for i, places in enumerate(labels) for place in places]),
         targets=torch.tensor([rows[i].ids[place] for i, places in enumerate(labels) for place in places]),

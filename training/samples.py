@@ -7,7 +7,7 @@ from typing import Any
 from infra.answers import PROMPTS_NAME, read_prompts
 from infra.chat import load_codec
 from infra.contracts import read_manifest
-from training import attention, generate
+from training import generate
 from training.config import FinetuneJob
 from training.loop import Trainer
 
@@ -27,9 +27,7 @@ class Samples:
         """Columns step, prompt, expected and answer."""
         model: Any = trainer.model.causal_model
         trainer.model.eval()
-        model.set_attn_implementation(generate.NAME)
         answers = generate.greedy_answers(model, [prompt.ids for prompt in self._prompts], self._stop_ids, MAX_NEW_TOKENS)
-        model.set_attn_implementation(attention.NAME)
         return {
             "step": [trainer.step] * len(answers),
             "prompt": [self._codec.decode(prompt.ids) for prompt in self._prompts],

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from infra.contracts import AdapterFacts
 from infra.errors import ArtifactError, ConfigError
-from training import attention
+from training import generate
 from training.adapter import ADAPTER_NAME, adapter_facts
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
@@ -31,7 +31,7 @@ LORA = LoraConfig(rank=4, alpha=8, target_modules=FACTS.target_modules)
 LOSS_TOLERANCE = 1e-5  # losses of about 6.9, where neighbouring fp32 numbers are 5e-7 apart and products add up in another order
 
 
-def adapted(base_dir: Path, implementation: str = attention.NAME, lora: LoraConfig = LORA) -> Any:
+def adapted(base_dir: Path, implementation: str = generate.NAME, lora: LoraConfig = LORA) -> Any:
     """The toy base in fp32 with adapters that are not zero."""
     model = load_base(base_dir, torch.float32, implementation)
     attach_adapter(model, adapter_facts(lora), lora.dropout)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from infra.contracts import read_manifest, write_manifest
 from infra.errors import ConfigError
 from infra.provenance import Provenance
+from training import generate
 from training.config import FinetuneJob, LoraConfig, MergeJob, TrainConfig
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import trained_facts
@@ -49,7 +50,7 @@ def plain_loss(model: Any, rows: list[TokenRow]) -> torch.Tensor:
 def test_full_fine_tuning_gradients_equal_plain_autograd(toy_base: Path, toy_tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.loss.CHUNK_ROWS", 7)
     rows = read_token_rows(toy_tokens, "train")[:6]
-    own, plain = (load_base(toy_base, torch.float32, kind).requires_grad_(True) for kind in ("slipway_packed", "eager"))
+    own, plain = (load_base(toy_base, torch.float32, kind).requires_grad_(True) for kind in (generate.NAME, "eager"))
     PackModel(own)(make_pack(rows)).sum().backward()
     plain_loss(plain, rows).backward()
     expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
