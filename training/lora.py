@@ -32,33 +32,41 @@ class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Tensor, dropped: Tensor | None, layers: Sequence[LoraLinear], bias: Tensor | None, *factors: Tensor) -> Tensor:
         """The adapted product; `factors` are A and B of each layer in turn."""
         seen = x if dropped is None else dropped
-        a, b = (factors[0], factors[1]) if len(layers) == 1 else (torch.cat(factors[0::2]), torch.block_diag(*factors[1::2]))
-        low = seen @ a.t()
+        a = factors[0] if len(layers) == 1 else torch.cat(factors[0::2])
+        low = (seen @ a.t()).mul_(layers[0].scale)
         y = nn.functional.linear(x, stacked_weights(layers, x.dtype), bias)
-        y.addmm_(low, b.t(), alpha=layers[0].scale)
-        ctx.save_for_backward(seen, low, a, b)
+        # layer by layer: one product with all B on a diagonal was slower, since its zeros are multiplied too
+        for part, low_part, b in zip(*_by_layer(layers, y, low), factors[1::2], strict=True):
+            part.addmm_(low_part, b.t())
+        ctx.save_for_backward(seen, low, a, *factors[1::2])
         ctx.layers, ctx.has_dropout = layers, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, of its dropped-out copy, and of each A and B."""
-        seen, low, a, b = ctx.saved_tensors
-        dy, scale = gradients[0], ctx.layers[0].scale
-        dlow = (dy @ b).mul_(scale)
+        seen, low, a, *bs = ctx.saved_tensors
+        dy, layers = gradients[0], ctx.layers
+        dlow, dbs = torch.empty_like(low), []
+        for dy_part, low_part, dlow_part, b in zip(*_by_layer(layers, dy, low), _by_layer(layers, dy, dlow)[1], bs, strict=True):
+            torch.mm(dy_part, b, out=dlow_part)
+            dbs.append(dy_part.t() @ low_part)
+        dlow.mul_(layers[0].scale)
         dx = ddropped = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ stacked_weights(ctx.layers, dy.dtype)
+            dx = dy @ stacked_weights(layers, dy.dtype)
             if not ctx.has_dropout:
                 dx.addmm_(dlow, a)
         if ctx.has_dropout and ctx.needs_input_grad[1]:
             ddropped = dlow @ a
-        da, db = dlow.t() @ seen, (dy.t() @ low).mul_(scale)
-        ranks, widths = zip(*(layer.factor_sizes for layer in ctx.layers), strict=True)
-        # of each layer's rows of dB only its own columns: where B has zeros nothing is trained
-        columns = [rows.split(ranks, dim=1)[index] for index, rows in enumerate(db.split(widths))]
-        factors = [part for pair in zip(da.split(ranks), columns, strict=True) for part in pair]
-        return dx, ddropped, None, None, *factors
+        das = (dlow.t() @ seen).split([layer.factor_sizes[0] for layer in layers])
+        return dx, ddropped, None, None, *(factor for pair in zip(das, dbs, strict=True) for factor in pair)
+
+
+def _by_layer(layers: Sequence[LoraLinear], y: Tensor, low: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Each layer's columns of what is as wide as the outputs and of what is as wide as the ranks."""
+    ranks, widths = zip(*(layer.factor_sizes for layer in layers), strict=True)
+    return y.split(widths, dim=1), low.split(ranks, dim=1)
 
 
 class LoraLinear(nn.Module):  # type: ignore[misc]

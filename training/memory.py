@@ -18,7 +18,7 @@ HEAP_SHARE = 1.34  # of activations: what freed blocks of other sizes leave unus
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
 STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
 WORDS = {"bf16": 2, "fp16": 2, "fp32": 4}
-LOSS_CHUNK_ROWS = 128
+LOSS_CHUNK_BYTES = 64 << 20  # of logits at once, and the same of blocks in fp32 at most, see training/loss.py
 STEP_BYTES_8BIT = 16 * (1 << 24)  # four fp32 copies of the piece that is stepped, see training/optimizer.py
 SCORE_WORDS = 2  # score matrices alive at once, in fp32, while one layer goes backward
 
@@ -116,14 +116,17 @@ def activation_bytes(model: ModelShape, train: TrainConfig, word: int, pack: Pac
     tensor = train.parallel.tensor
     padded = pack.rows * pack.longest_row_tokens
     scores = model.heads // tensor * padded * (pack.longest_row_tokens + pack.prefix_tokens)
-    per_token = 6 * model.hidden + (4 * model.intermediate + 2 * model.head_dim * model.kv_heads) // tensor
-    a_layer = word * (per_token * pack.tokens + model.heads // tensor * model.head_dim * padded) + scores * (4 + word)
+    per_token = 4 * model.hidden + (4 * model.intermediate + model.heads * model.head_dim) // tensor
+    seen = pack.rows * (pack.longest_row_tokens + pack.prefix_tokens)
+    heads = (model.heads * padded + 2 * model.kv_heads * seen) * model.head_dim // tensor
+    a_layer = word * (per_token * pack.tokens + heads + scores)
     if train.method == "lora":
         a_layer += word * train.lora.rank * len(train.lora.target_modules) * pack.tokens
     layers = -(-model.layers // train.parallel.pipeline)
     kept = layers * a_layer if not train.gradient_checkpointing else layers * word * model.hidden * pack.tokens + a_layer
     beside = SCORE_WORDS * 4 * scores + word * (3 * model.intermediate // tensor + 4 * model.hidden) * pack.tokens
-    loss = (word + 4) * min(pack.supervised_tokens, LOSS_CHUNK_ROWS) * model.vocabulary + word * pack.supervised_tokens * model.hidden
+    logits = min(word * pack.supervised_tokens * model.vocabulary, LOSS_CHUNK_BYTES)
+    loss = logits + word * pack.supervised_tokens * model.hidden
     if train.method == "full":
         beside = max(beside, (4 + 2 * word) * model.embedding_weights)  # gradients of head, in fp32 and rounded, and of embedding
     in_flight = min(train.parallel.pipeline, 4)

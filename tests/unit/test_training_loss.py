@@ -108,7 +108,7 @@ def test_pack_rows_do_not_see_each_other(toy_base: Path, toy_tokens: Path) -> No
 
 
 def test_loss_equals_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.loss.CHUNK_ROWS", 3)
+    monkeypatch.setattr("training.loss.CHUNK_BYTES", 3 * 11 * 4)
     hidden, head, targets = torch.randn(8, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True), torch.arange(8)
     weights = torch.rand(8)
     (SupervisedLoss.apply(hidden, head, targets) * weights).sum().backward()

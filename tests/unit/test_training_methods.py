@@ -48,7 +48,7 @@ def plain_loss(model: Any, rows: list[TokenRow]) -> torch.Tensor:
 
 
 def test_full_fine_tuning_gradients_equal_plain_autograd(toy_base: Path, toy_tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.loss.CHUNK_ROWS", 7)
+    monkeypatch.setattr("training.loss.CHUNK_BYTES", 7 * 320 * 4)
     rows = read_token_rows(toy_tokens, "train")[:6]
     own, plain = (load_base(toy_base, torch.float32, kind).requires_grad_(True) for kind in (generate.NAME, "eager"))
     PackModel(own)(make_pack(rows)).sum().backward()
