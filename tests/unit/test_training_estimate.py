@@ -50,7 +50,6 @@ def test_estimated_memory_is_what_a_process_uses(kind: str, real_job: EstimateJo
     config.write_text(job.model_dump_json())
     subprocess.run([sys.executable, "-m", "training.estimate", "--config", str(config)], env=child_environment(), check=True)
     found = json.loads((job.output_dir / ESTIMATE_NAME).read_text())
-    print("EST", kind, found)
     assert found["memory_bytes"]["total"] == pytest.approx(found["measured_peak_bytes"], rel=TOLERANCE), found
     assert found["steps"] == total_steps(train, 45)
     assert found["total_s"] == pytest.approx(found["steps"] * found["step_s"])
