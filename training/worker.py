@@ -45,7 +45,7 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -
     store = open_store(job, parents, trainer, precision_name(dtype))
     if state := store.load_latest():
         trainer.restore(state)
-        recorder.history = state.facts["history"]
+    recorder.begin(state.facts["history"] if state else None)
     train_to_end(trainer, recorder, job, store)
     write_result(trainer, job)
     if job.train.checkpoint_url:
