@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from infra.settings import program_variables
 from training.config import TrainConfig
 
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
-RAY_ENVIRONMENT = {  # each of the first three is one more process that takes seconds to start; all are read by Ray when it is imported
+RAY_ENVIRONMENT = {  # each of the first four is a process or more that takes seconds to start; all are read by Ray when it is imported
+    "RAY_prestart_worker_first_driver": "0",  # Ray Train's actors have an environment of their own, so none of them is ever taken
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,10 +75,13 @@ def _start(train: TrainConfig) -> Place:
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
     cpus = cpus_per_worker(train, [cores])
+    loading = threading.Thread(target=importlib.import_module, args=("ray.train",))  # half a second that Ray's start leaves idle
+    loading.start()
     ray.init(
         address="local", num_cpus=cpus * train.max_workers, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
     )  # fmt: skip
+    loading.join()
     return Place(cpus, _has_gpus(train))
 
 

@@ -17,15 +17,15 @@ from infra.files import read_json, require_free_space
 from infra.process import run_program
 from infra.settings import load_settings
 from training.adapter import adapter_facts
-from training.checkpoint import checkpoints_folder
-from training.cluster import ray_session
+from training.cluster import Place, ray_session
 from training.config import FinetuneJob
-from training.folders import copy_texts, fresh_folder
+from training.folders import checkpoints_folder, copy_texts, fresh_folder
 from training.preflight import check_layout, count_trained
 
 FAILURE_NAME = "failure.json"
 STOP_NAME = "stop"
 STOP_TIMEOUT_S = 10.0  # for the step that runs and its checkpoint, within what a pre-empted pod is given
+IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments and, with early stopping, the best weights, in fp32
 
 
@@ -65,16 +65,8 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
     runs.mkdir(parents=True)
     with ray_session(job.train, load_settings().ray_address) as place:
         import ray.train
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job.model_dump_json(), "cpus": place.cpus, "parents": [base.digest, tokens.digest]},
-            torch_config=TorchConfig(backend="nccl" if place.use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=job.train.num_workers, use_gpu=place.use_gpu, resources_per_worker=place.resources),
-            run_config=RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
-        )
+        trainer = make_trainer(job, place, runs, [base.digest, tokens.digest])
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -84,6 +76,39 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
         except KeyboardInterrupt:
             stop_workers(checkpoints_folder(job.output_dir))
             raise
+
+
+def make_trainer(job: FinetuneJob, place: Place, runs: Path, parents: list[str]) -> Any:
+    """Ray Train's trainer; for a single worker one without a process group, whose driver and controller need not load torch."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    settings: dict[str, Any] = {
+        "train_loop_config": {"job": job.model_dump_json(), "cpus": place.cpus, "parents": parents},
+        "scaling_config": ScalingConfig(num_workers=job.train.num_workers, use_gpu=place.use_gpu, resources_per_worker=place.resources),
+        "run_config": RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
+    }
+    if job.train.max_workers == 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return without_idle_actors(DataParallelTrainer)(train_worker, **settings)
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    torch_config = TorchConfig(backend="nccl" if place.use_gpu else "gloo")
+    return without_idle_actors(TorchTrainer)(train_worker, torch_config=torch_config, **settings)
+
+
+def without_idle_actors(trainer: Any) -> Any:
+    """The class of trainer, less two actors that have nothing to do here and take more than a second each to start.
+
+    One hands out Ray Datasets, of which there are none; one frees what the workers held should the driver be killed, which Ray does too.
+    """
+
+    class LeanTrainer(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ not in IDLE_CALLBACKS]
+
+    return LeanTrainer
 
 
 def stop_workers(checkpoints: Path) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from infra.errors import SlipwayError, TransientError
 from infra.files import sha256_json, write_json_atomic
-from training.checkpoint import CheckpointStore, checkpoints_folder
+from training.checkpoint import CheckpointStore
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import FAILURE_NAME, STOP_NAME
+from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.loop import Trainer
 from training.model import prepare_model

@@ -23,11 +23,11 @@ from infra.errors import ConfigError
 from infra.settings import child_environment
 from training.adapter import ADAPTER_NAME
 from training.base import prepare_base
-from training.checkpoint import checkpoints_folder
 from training.cluster import OBJECT_STORE_BYTES
 from training.config import BaseJob, FinetuneJob, LoraConfig, RenderJob, TrainConfig
 from training.data.render import render
 from training.finetune import finetune
+from training.folders import checkpoints_folder
 from training.worker import run_worker
 
 LORA = LoraConfig(rank=4, alpha=8)
