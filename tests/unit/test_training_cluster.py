@@ -10,10 +10,11 @@ import pytest
 from infra.config import parse
 from infra.errors import ConfigError, TransientError
 from infra.settings import load_settings
-from training.cluster import cpus_per_worker, ray_session
-from training.config import EstimateJob, TrainConfig
+from training.cluster import Place, cpus_per_worker, ray_session
+from training.config import EstimateJob, FinetuneJob, TrainConfig
 from training.data.tokens import read_token_rows
 from training.estimate import alternatives, available_memory_bytes, largest_pack
+from training.finetune import IDLE_CALLBACKS, make_trainer
 
 
 @pytest.mark.parametrize(("given", "fewest", "most"), [(3, 3, 3), ([1, 4], 1, 4), ([2, 2], 2, 2)])
@@ -76,3 +77,14 @@ def test_address_where_nothing_answers_is_named(free_port: int) -> None:
     address = f"127.0.0.1:{free_port}"
     with pytest.raises(TransientError, match=f"RAY_ADDRESS={address}: nothing answers"), ray_session(TrainConfig(), address):
         pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray's own copy of its data settings names one that it deprecates
+@pytest.mark.parametrize("workers", [1, (1, 2)])
+def test_trainer_leaves_out_the_two_actors_that_have_nothing_to_do(workers: Any, tmp_path: Path) -> None:
+    job = FinetuneJob(output_dir=tmp_path, base_dir=tmp_path, tokens_dir=tmp_path, train=TrainConfig(num_workers=workers))
+    trainer = make_trainer(job, Place(1, use_gpu=False), tmp_path, [])
+    without, of_ray = (
+        {type(each).__name__ for each in made._create_default_callbacks()} for made in (trainer, super(type(trainer), trainer))
+    )
+    assert of_ray - without == set(IDLE_CALLBACKS)
