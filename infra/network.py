@@ -1,12 +1,13 @@
-"""Addresses to listen on."""
+"""Addresses to listen on, and to call."""
 
 from __future__ import annotations
 
 import socket
 
-from infra.errors import ConfigError
+from infra.errors import ConfigError, TransientError
 
 SERVE_PORT_OPTION = "--set serve.port="
+CONNECT_TIMEOUT_S = 5.0
 
 
 def require_free_port(host: str, port: int, option: str) -> None:
@@ -22,3 +23,14 @@ def require_free_port(host: str, port: int, option: str) -> None:
             raise ConfigError(
                 f"port {port} on {host} cannot be used ({error.strerror}). Stop what listens there, or take another: {option}{port + 1}"
             ) from error
+
+
+def require_listener(address: str, variable: str) -> None:
+    """Raises ConfigError when `address`, from the environment variable, is not host:port, and TransientError when nothing listens there."""
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdigit()):
+        raise ConfigError(f"{variable}={address}: the form is host:port, for example {variable}=10.0.0.1:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise TransientError(f"{variable}={address}: nothing answers there ({error}). Start it, or unset {variable}.") from error

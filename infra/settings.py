@@ -16,6 +16,8 @@ class Settings(Config):
     """Folder of artifacts, runs and the local MLflow store (`SLIPWAY_HOME`, default `.slipway` here)."""
     tracking_uri: str
     """MLflow server (`MLFLOW_TRACKING_URI`, default sqlite in the home folder, by absolute path)."""
+    ray_address: str | None = None
+    """Running Ray cluster that training joins (`RAY_ADDRESS`, `auto` or `host:port`); absent means a Ray of this machine for each run."""
 
     @property
     def artifacts_dir(self) -> Path:
@@ -39,13 +41,21 @@ def load_settings() -> Settings:
     if home.exists() and not home.is_dir():
         raise ConfigError(f"SLIPWAY_HOME={home}: this is a file; a folder is needed.")
     default_uri = f"sqlite:///{home / 'mlflow.db'}"
-    return Settings(home=home, tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or default_uri)
+    return Settings(
+        home=home,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or default_uri,
+        ray_address=os.environ.get("RAY_ADDRESS") or None,
+    )
 
 
 def child_environment() -> dict[str, str]:
-    """Environment for the programs we start: no telemetry, no hub look-ups, no progress bars in logs."""
+    """Environment for the programs we start: this process's, and what `program_variables` adds."""
+    return {**os.environ, **program_variables()}
+
+
+def program_variables() -> dict[str, str]:
+    """Variables that every program of ours runs with: no telemetry, no hub look-ups, no progress bars in logs."""
     return {
-        **os.environ,
         # Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "MALLOC_ARENA_MAX": "1",

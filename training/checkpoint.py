@@ -46,11 +46,6 @@ class TrainState:
     """Numbers: figures collected so far, optimizer step counts, loss scale."""
 
 
-def checkpoints_folder(output_dir: Path) -> Path:
-    """Where the checkpoints of the program that writes `output_dir` lie: beside it, because an artifact must hold nothing else."""
-    return output_dir.parent / f"{output_dir.name}-checkpoints"
-
-
 class CheckpointStore:
     """The checkpoints of one run, at a local folder or any fsspec URL that every worker reaches."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from infra.config import Config
 from infra.process import Job
@@ -28,6 +28,16 @@ class LoraConfig(Config):
     """Names of the linear layers that get an adapter."""
 
 
+def _kind_of_workers(value: Any) -> str:
+    return "range" if isinstance(value, (list, tuple)) else "number"
+
+
+WorkerCount = Annotated[int, Field(ge=1, le=4096)]
+Workers = Annotated[  # told apart first, so that a bad value is answered with one problem and not with one for each kind
+    Annotated[WorkerCount, Tag("number")] | Annotated[tuple[WorkerCount, WorkerCount], Tag("range")], Discriminator(_kind_of_workers)
+]
+
+
 class ParallelConfig(Config):
     """How one copy of the model is laid over workers. The copies, num_workers divided by the product of these, share the rows."""
 
@@ -37,6 +47,11 @@ class ParallelConfig(Config):
     """Workers over which every matrix is cut; they should share a machine."""
     pipeline: int = Field(1, ge=1)
     """Stages that hold consecutive layers; give them several micro-batches a step."""
+
+    @property
+    def workers_per_copy(self) -> int:
+        """Workers that hold one copy of the model together."""
+        return self.pipeline * self.shard * self.tensor
 
 
 class TrainConfig(Config):
@@ -76,9 +91,10 @@ class TrainConfig(Config):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of forward and backward; optimizer state and master weights are fp32 either way. `auto` takes bf16 where the processor has
     instructions for it, else fp32, which is then ten times faster. fp16, for GPUs without bf16, scales the loss against underflow."""
-    num_workers: int = Field(1, ge=1, le=4096)
-    """Ray Train workers."""
-    parallel: ParallelConfig = ParallelConfig()
+    num_workers: Workers = Field(1, json_schema_extra={"identity": False})
+    """Ray Train workers: a number, or `[min, max]`. With two, training begins on as many as there is room for, goes on from the last
+    checkpoint with fewer when a node is lost, and with more when one comes."""
+    parallel: ParallelConfig = Field(ParallelConfig(), json_schema_extra={"identity": False})
     """How the workers share the model."""
     cpus_per_worker: int | None = Field(None, ge=1, json_schema_extra={"identity": False})
     """Cores of one worker; absent means this machine's cores shared among the workers."""
@@ -104,6 +120,16 @@ class TrainConfig(Config):
     """Metrics every so many steps."""
     seed: int = Field(0, ge=0)
 
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that training goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that it uses."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
         problems = []
@@ -113,13 +139,8 @@ class TrainConfig(Config):
             problems.append(
                 f"base_quantization {self.base_quantization!r} freezes the base method 'full' trains. Choose 'none', or method 'lora'."
             )
+        problems += self._worker_problems()
         sizes = self.parallel
-        per_copy = sizes.pipeline * sizes.shard * sizes.tensor
-        if self.num_workers % per_copy:
-            problems.append(
-                f"num_workers {self.num_workers} is no multiple of {per_copy} = parallel.pipeline {sizes.pipeline} x shard {sizes.shard} x "
-                f"tensor {sizes.tensor}. Change one of them."
-            )
         if self.base_quantization != "none" and sizes.shard * sizes.tensor > 1:
             problems.append("a quantized base cannot be cut: set parallel.shard and parallel.tensor to 1, or base_quantization to 'none'.")
         if self.lora.use_dora and sizes.shard * sizes.tensor > 1:
@@ -127,6 +148,20 @@ class TrainConfig(Config):
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+    def _worker_problems(self) -> list[str]:
+        sizes, per_copy = self.parallel, self.parallel.workers_per_copy
+        product = f"{per_copy} = parallel.pipeline {sizes.pipeline} x shard {sizes.shard} x tensor {sizes.tensor}"
+        if self.min_workers > self.max_workers:
+            return [f"num_workers [{self.min_workers}, {self.max_workers}] has its larger number first. Write [min, max]."]
+        if per_copy > 1 and self.min_workers < self.max_workers:
+            return [
+                f"num_workers [{self.min_workers}, {self.max_workers}] may become a number that is no multiple of {product}. "
+                "Give one number of workers, or set parallel to 1."
+            ]
+        if self.max_workers % per_copy:
+            return [f"num_workers {self.max_workers} is no multiple of {product}. Change one of them."]
+        return []
 
 
 RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"]

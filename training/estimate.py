@@ -57,7 +57,7 @@ def largest_pack(train: TrainConfig, rows: TokenRows) -> PackShape:
     from training.batches import BatchPlan, worker_packs
 
     plan = BatchPlan(train, len(rows))
-    data_size = train.num_workers // (train.parallel.pipeline * train.parallel.tensor)
+    data_size = train.min_workers // (train.parallel.pipeline * train.parallel.tensor)  # the fewer workers, the larger a worker's packs
     steps = range(min(SAMPLED_STEPS, -(-len(rows) // train.batch_rows)))
     batches = ([rows[index] for index in plan.rows_of_step(step)] for step in steps)
     packs = (pack for batch in batches for pack in worker_packs(batch, train.micro_batch_rows, 0, data_size))
@@ -73,7 +73,7 @@ def available_memory_bytes(train: TrainConfig) -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
-    return int(min(psutil.virtual_memory().available, _container_bytes()) // train.num_workers)
+    return int(min(psutil.virtual_memory().available, _container_bytes()) // train.max_workers)
 
 
 def _container_bytes() -> int:
@@ -104,8 +104,8 @@ def alternatives(train: TrainConfig) -> list[tuple[str, TrainConfig]]:
     ]
     for workers in (2, 4, 8):
         parallel = train.parallel.model_copy(update={"shard": train.parallel.shard * workers})
-        name = f"train.parallel.shard={parallel.shard} on {train.num_workers * workers} workers of this size"
-        changes.append((name, {"parallel": parallel.model_dump(), "num_workers": train.num_workers * workers}))
+        name = f"train.parallel.shard={parallel.shard} on {train.max_workers * workers} workers of this size"
+        changes.append((name, {"parallel": parallel.model_dump(), "num_workers": train.max_workers * workers}))
     found = []
     for name, change in changes:
         try:
@@ -125,7 +125,7 @@ def measure(job: EstimateJob, rows: TokenRows) -> dict[str, Any]:
     from training.schedule import total_steps
 
     alone = job.train.model_copy(update={"num_workers": 1, "parallel": ParallelConfig()})
-    share = alone.model_copy(update={"batch_rows": max(1, job.train.batch_rows // job.train.num_workers)})
+    share = alone.model_copy(update={"batch_rows": max(1, job.train.batch_rows // job.train.max_workers)})
     if job.train.cpus_per_worker:
         torch.set_num_threads(job.train.cpus_per_worker)
     trainer = Trainer(prepare_model(job.base_dir, share, compute_dtype(share.precision)), share, rows)

@@ -5,12 +5,8 @@ Killed workers are replaced and go on from the last checkpoint; after the whole 
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-import signal
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +15,17 @@ from infra.contracts import Manifest, ModelFacts, verify, write_manifest
 from infra.errors import BY_NAME, ArtifactError, ConfigError, TransientError
 from infra.files import read_json, require_free_space
 from infra.process import run_program
+from infra.settings import load_settings
 from training.adapter import adapter_facts
-from training.checkpoint import checkpoints_folder
+from training.cluster import Place, ray_session
 from training.config import FinetuneJob
-from training.folders import copy_texts, fresh_folder
+from training.folders import checkpoints_folder, copy_texts, fresh_folder
 from training.preflight import check_layout, count_trained
 
 FAILURE_NAME = "failure.json"
 STOP_NAME = "stop"
 STOP_TIMEOUT_S = 10.0  # for the step that runs and its checkpoint, within what a pre-empted pod is given
-OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
-RAY_ENVIRONMENT = {  # each of the first three is one more process that takes seconds to start; all are read by Ray when it is imported
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long the end of training, or of a worker, can go unnoticed; 2 by default
-}
+IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments and, with early stopping, the best weights, in fp32
 
 
@@ -64,46 +55,60 @@ def finetune(job: FinetuneJob) -> None:
 
 
 def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
-    """Runs the worker group to its end on a Ray of this machine, which is shut down in every case.
+    """Runs the worker group to its end, on as many workers as there is room for.
 
     Raises:
         TransientError: workers were lost more often than `max_failures`; checkpoints stay.
     """
-    _quieten()
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    cpus = cpus_per_worker(job)
     runs = checkpoints_folder(job.output_dir) / "ray"
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=cpus * job.train.num_workers, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
-    )  # fmt: skip
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= job.train.num_workers
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
-    try:
-        resources = {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job.model_dump_json(), "cpus": cpus, "parents": [base.digest, tokens.digest]},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=job.train.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-            run_config=RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
-        )
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise TransientError(
-            f"training stopped: {error}. {job.train.max_failures} restarts were allowed; run again to go on from the last checkpoint."
-        ) from error
-    except KeyboardInterrupt:
-        stop_workers(checkpoints_folder(job.output_dir))
-        raise
-    finally:
-        ray.shutdown()
+    with ray_session(job.train, load_settings().ray_address) as place:
+        import ray.train
+
+        trainer = make_trainer(job, place, runs, [base.digest, tokens.digest])
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TransientError(
+                f"training stopped: {error}. {job.train.max_failures} restarts were allowed; run again to go on from the last checkpoint."
+            ) from error
+        except KeyboardInterrupt:
+            stop_workers(checkpoints_folder(job.output_dir))
+            raise
+
+
+def make_trainer(job: FinetuneJob, place: Place, runs: Path, parents: list[str]) -> Any:
+    """Ray Train's trainer; for a single worker one without a process group, whose driver and controller need not load torch."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    settings: dict[str, Any] = {
+        "train_loop_config": {"job": job.model_dump_json(), "cpus": place.cpus, "parents": parents},
+        "scaling_config": ScalingConfig(num_workers=job.train.num_workers, use_gpu=place.use_gpu, resources_per_worker=place.resources),
+        "run_config": RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
+    }
+    if job.train.max_workers == 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return without_idle_actors(DataParallelTrainer)(train_worker, **settings)
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    torch_config = TorchConfig(backend="nccl" if place.use_gpu else "gloo")
+    return without_idle_actors(TorchTrainer)(train_worker, torch_config=torch_config, **settings)
+
+
+def without_idle_actors(trainer: Any) -> Any:
+    """The class of trainer, less two actors that have nothing to do here and take more than a second each to start.
+
+    One hands out Ray Datasets, of which there are none; one frees what the workers held should the driver be killed, which Ray does too.
+    """
+
+    class LeanTrainer(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ not in IDLE_CALLBACKS]
+
+    return LeanTrainer
 
 
 def stop_workers(checkpoints: Path) -> None:
@@ -121,27 +126,11 @@ def train_worker(config: dict[str, Any]) -> None:
     train_on_worker(config)
 
 
-def cpus_per_worker(job: FinetuneJob) -> int:
-    """Cores of one worker: as configured, else this machine's shared among the workers."""
-    import psutil
-
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    return job.train.cpus_per_worker or max(1, cores // job.train.num_workers)
-
-
 def trained_facts(job: FinetuneJob, base: Manifest) -> ModelFacts:
     """The base's facts with this adapter's, if one is trained."""
     assert base.model is not None
     adapter = None if job.train.method == "full" else adapter_facts(job.train.lora)
     return base.model.model_copy(update={"base_digest": base.digest, "adapter": adapter})
-
-
-def _quieten() -> None:
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", module=r"ray\..*")
-    for name in ("ray", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -23,3 +23,8 @@ def copy_texts(source: Path, folder: Path, names: Iterable[str] | None = None) -
     chosen = [path.name for path in source.iterdir() if path.suffix in TEXT_SUFFIXES and path.name != MANIFEST_NAME]
     for name in chosen if names is None else names:
         shutil.copyfile(source / name, folder / name)
+
+
+def checkpoints_folder(output_dir: Path) -> Path:
+    """Where the checkpoints of the program that writes `output_dir` lie: beside it, because an artifact must hold nothing else."""
+    return output_dir.parent / f"{output_dir.name}-checkpoints"

@@ -40,6 +40,11 @@ class Layout:
         return int(self.mesh.get_local_rank(dimension)) if self.mesh else 0
 
     @property
+    def num_workers(self) -> int:
+        """Workers that train together now."""
+        return math.prod(self.sizes.values())
+
+    @property
     def parts(self) -> int:
         """Among how many workers the products of one pack are shared out."""
         return self.sizes["pipeline"] * self.sizes["tensor"]

@@ -39,7 +39,7 @@ def check_layout(job: FinetuneJob) -> None:
         problems.append(f"{layers} layers are too few for parallel.pipeline {pipeline}")
     if pipeline > 1 and train.method == "full" and model.get("tie_word_embeddings"):
         problems.append("tie_word_embeddings is set, so two stages would train one tensor: set parallel.pipeline 1 or method lora")
-    if train.batch_rows < (groups := train.num_workers // (pipeline * tensor)):
+    if train.batch_rows < (groups := train.max_workers // (pipeline * tensor)):
         problems.append(f"batch_rows {train.batch_rows} is less than the {groups} workers that share the rows of a step")
     if problems:
-        raise ConfigError(f"{job.base_dir.name} on {train.num_workers} workers:\n" + "\n".join(f"  - {line}" for line in problems))
+        raise ConfigError(f"{job.base_dir.name} on {train.max_workers} workers:\n" + "\n".join(f"  - {line}" for line in problems))

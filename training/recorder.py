@@ -19,6 +19,7 @@ from training.samples import open_samples
 SUMMARY_NAME = "train.json"
 SAMPLES_NAME = "samples.json"
 RATE_WINDOW_STEPS = 10
+SERIES = ("loss", "learning_rate", "heldout_loss", "workers")  # pairs of a step and a value
 SUMMED = ("rows", "tokens", "supervised_tokens", "seconds")
 
 
@@ -26,7 +27,7 @@ class Recorder:
     """What one worker tells of the run; silent but on rank 0, though every worker must call `step` and `heldout`."""
 
     def __init__(self, job: FinetuneJob, trainer: Trainer) -> None:
-        self.history: dict[str, Any] = {**dict.fromkeys(SUMMED, 0), "loss": [], "learning_rate": [], "heldout_loss": []}
+        self.history: dict[str, Any] = {**dict.fromkeys(SUMMED, 0), **{name: [] for name in SERIES}}
         self._job, self._trainer = job, trainer
         self._dtype = trainer.dtype
         self._recent: list[StepReport] = []
@@ -35,6 +36,13 @@ class Recorder:
         self._metrics = MetricStream(job.tracking if is_first else None)
         self._samples = open_samples(job, trainer)
         self._peak_per_s = peak_operations_per_s(trainer.operations.widest, self._dtype, trainer.layout.device)
+
+    def begin(self, history: dict[str, Any] | None = None) -> None:
+        """Takes over what was recorded before a checkpoint, if any, and notes on how many workers the run goes on."""
+        self.history = history or self.history
+        workers = self.history["workers"]
+        if not workers or workers[-1][1] != self._trainer.layout.num_workers:
+            workers.append([self._trainer.step, self._trainer.layout.num_workers])
 
     def step(self, report: StepReport) -> None:
         """Takes in one optimizer step."""

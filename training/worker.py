@@ -12,10 +12,11 @@ import torch
 
 from infra.errors import SlipwayError, TransientError
 from infra.files import sha256_json, write_json_atomic
-from training.checkpoint import CheckpointStore, checkpoints_folder
+from training.checkpoint import CheckpointStore
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
 from training.finetune import FAILURE_NAME, STOP_NAME
+from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.loop import Trainer
 from training.model import prepare_model
@@ -45,7 +46,7 @@ def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -
     store = open_store(job, parents, trainer, precision_name(dtype))
     if state := store.load_latest():
         trainer.restore(state)
-        recorder.history = state.facts["history"]
+    recorder.begin(state.facts["history"] if state else None)
     train_to_end(trainer, recorder, job, store)
     write_result(trainer, job)
     if job.train.checkpoint_url:

@@ -56,7 +56,9 @@ def test_identity_follows_config_inputs_and_version_only() -> None:
 
     same = step().identity({"rows": "1", "unrelated": "x"})
     assert step().identity({"rows": "1", "unrelated": "y"}) == same
-    assert step(cpus_per_worker=7, checkpoint_steps=3).identity({"rows": "1"}) == same, "how it runs is not what it makes"
+    assert step(cpus_per_worker=7, checkpoint_steps=3, num_workers=[1, 2]).identity({"rows": "1"}) == same, (
+        "how it runs is not what it makes"
+    )
     assert step(epochs=3).identity({"rows": "1"}) != same
     assert step().identity({"rows": "2"}) != same
     assert step(version=2).identity({"rows": "1"}) != same
