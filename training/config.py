@@ -89,7 +89,8 @@ class TrainConfig(Config):
     checkpoint_url: str | None = Field(None, json_schema_extra={"identity": False})
     """Folder or fsspec URL (s3://, gs://, ...) that every worker reaches; absent means beside the step's own output."""
     keep_best: bool = False
-    """End with the weights of the lowest held-out loss instead of the last ones."""
+    """End with the weights of the lowest held-out loss instead of the last ones; while training, that step's checkpoint stays beside the
+    newest."""
     max_failures: int = Field(2, ge=0, json_schema_extra={"identity": False})
     """How often a lost worker may restart the run from its last checkpoint."""
     eval_steps: int = Field(50, ge=1)
