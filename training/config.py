@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from infra.config import Config
 from infra.process import Job
 
+# Models whose forward is decoder, then one plain head, with rotary positions and causal attention in every layer.
+KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
 
 class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""

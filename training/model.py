@@ -15,14 +15,11 @@ from infra.contracts import AdapterFacts
 from infra.errors import ConfigError
 from training import attention, lora
 from training.adapter import adapter_facts
-from training.config import TrainConfig
+from training.config import KNOWN_MODEL_TYPES, TrainConfig
 from training.loss import SupervisedLoss
 from training.norm import replace_norms
 from training.packing import Pack
 from training.quantized import Quantization, load_options, replace_linears
-
-# Models whose forward is decoder, then one plain head, with rotary positions and causal attention in every layer.
-KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = attention.NAME, quantization: Quantization = "none") -> nn.Module:
