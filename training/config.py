@@ -168,6 +168,9 @@ class DataConfig(Config):
     """Longest row; absent means the base model's context."""
     max_lost_share: float = Field(0.02, ge=0, le=1)
     """Share of rows that may be dropped before the run is refused."""
+    num_workers: int | None = Field(None, ge=1, le=4096, json_schema_extra={"identity": False})
+    """Processes that render rows as tokens, by Ray Data where there are several; absent means one for a dataset of less than 64 MB, which
+    it renders in the time that Ray takes to start, else one a core. Tokens and receipt do not depend on it."""
 
 
 class RowsJob(Job):
