@@ -172,11 +172,13 @@ def test_render_too_many_lost_rows_are_refused_with_the_counts(toy_base: Path, t
 def test_render_in_blocks_of_any_size_writes_the_same_bytes(
     toy_base: Path, toy_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for block_bytes in (1, 300, 2000):  # one row a block, two or three, and ten
+    data = DataConfig(max_tokens=40, max_lost_share=1.0)  # some rows of most blocks are dropped
+    for block_bytes in (1 << 20, 1, 300, 2000):  # all in one block; one row a block; two or three; ten
         monkeypatch.setattr("training.data.blocks.BLOCK_BYTES", block_bytes)
-        folder = tmp_path / str(block_bytes)
-        render(RenderJob(output_dir=folder, base_dir=toy_base, rows_dir=toy_tokens.parent / "rows"))
-        assert read_manifest(folder).files == read_manifest(toy_tokens).files
+        render(RenderJob(output_dir=tmp_path / str(block_bytes), base_dir=toy_base, rows_dir=toy_tokens.parent / "rows", data=data))
+        assert read_manifest(tmp_path / str(block_bytes)).files == read_manifest(tmp_path / str(1 << 20)).files
+    dropped_rows = json.loads((tmp_path / "1/receipt.json").read_text())["train"]["rows_dropped"]
+    assert 10 < dropped_rows["too_long"] < 40
 
 
 def test_line_blocks_hold_every_line_once_and_stop_at_the_limit(toy_tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
