@@ -20,7 +20,7 @@ from infra.network import require_free_port
 from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
-from pipelines import checkup, graph, pipeline, preflight, runner, training
+from pipelines import checkup, graph, pipeline, preflight, runner, serveable, training
 from pipelines import serve as serving_client
 from pipelines.display import Display, estimate_table, plan_table
 from pipelines.plan import build_steps
@@ -35,6 +35,7 @@ def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: b
     """`slipway run`."""
     settings, spec = load_settings(), load_spec(path, overrides)
     if dry_run:
+        serveable.check_source(spec)
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
         return
     with disk_full_as_known_error():

@@ -11,6 +11,7 @@ from infra.errors import ConfigError
 from infra.files import require_free_space
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.settings import Settings
+from pipelines import serveable
 from pipelines.runner import Planned
 from pipelines.spec import Spec
 
@@ -28,9 +29,16 @@ BASE_NEED_BYTES = 1 << 30
 
 
 def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve: bool) -> None:
-    """Raises one ConfigError with everything that would stop the run later: missing packages, a disk without room, a port in use."""
+    """Raises one ConfigError with everything that would stop the run later: missing packages, a model that could not be served, a disk
+    without room, a port in use.
+    """
     problems = []
-    checks = (partial(_check_modules, planned), partial(_check_disk, spec, planned, settings), partial(_check_port, spec, will_serve))
+    checks = (
+        partial(serveable.check_source, spec),
+        partial(_check_modules, planned),
+        partial(_check_disk, spec, planned, settings),
+        partial(_check_port, spec, will_serve),
+    )
     for inspect in checks:
         try:
             inspect()

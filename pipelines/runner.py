@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,18 +50,20 @@ class Outcome:
 
 
 def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
-    """What running the steps would do; touches nothing."""
-    digests: dict[str, str] = {}
+    """What running the steps would do; touches nothing. Raises ConfigError where what is there already cannot be used."""
+    made: dict[str, Artifact] = {}
     planned = []
     for step in steps:
-        waiting = [name for name in step.needs if name not in digests]
+        waiting = [name for name in step.needs if name not in made]
         if waiting:
             planned.append(Planned(step, True, f"{', '.join(waiting)} will run first"))
             continue
-        slot = store.slot(settings, step, digests)
+        inputs = {name: made[name] for name in step.needs}
+        slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
         artifact = slot.artifact()
         if artifact is not None:
-            digests[step.name] = artifact.manifest.digest
+            made[step.name] = artifact
+            _check(step, artifact, inputs)
             planned.append(Planned(step, False, f"already made: {slot.final_dir.name}"))
         elif slot.staging_dir.exists():
             planned.append(Planned(step, True, "an attempt was cut off; it resumes"))
@@ -86,9 +88,15 @@ def run(
         else:
             outcome.skipped.append(step.name)
             display.skipped(step.name, slot.final_dir.name)
+        _check(step, artifact, inputs)
         outcome.timings_s[step.name] = round(time.monotonic() - started_s, 3)
         outcome.artifacts[step.name] = artifact
     return outcome
+
+
+def _check(step: Step, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+    if step.check is not None:
+        step.check(artifact, inputs)
 
 
 def _make(

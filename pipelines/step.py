@@ -67,6 +67,8 @@ class Step:
     """Steps whose artifacts are read, with the kind each must produce."""
     source_digests: Mapping[str, str] = field(default_factory=dict)
     """Digests of inputs from outside the graph, such as a dataset file."""
+    check: Callable[[Artifact, Mapping[str, Artifact]], None] | None = None
+    """Looks at the artifact and its inputs, made now or before, for what a later step could not use; raises ConfigError."""
 
     @property
     def label(self) -> str:

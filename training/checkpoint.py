@@ -2,7 +2,8 @@
 
 They lie in `<place>/step-00000050/`. Each worker writes its own part of every tensor in a thread while training goes on; `checkpoint.json`,
 with the digest of every file, comes last, so its presence means complete, on storage without renames too. A damaged one is passed over for
-the one before it. Tensors are stored by parameter, so another number or layout of workers can go on from them.
+the one before it. Tensors are stored by parameter, so another number or layout of workers can go on from them. The newest few stay, and
+beside them the one of the lowest held-out loss where `TrainState.best_step` names it.
 Source: torch `distributed/checkpoint` (its safetensors storage, since its own format keeps pickled metadata).
 """
 
@@ -44,6 +45,8 @@ class TrainState:
     """Optimizer state of another shape, such as 8-bit blocks, which only the same layout can use again."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers: figures collected so far, optimizer step counts, loss scale."""
+    best_step: int | None = None
+    """The step whose checkpoint stays however old it grows; None where none does."""
 
 
 class CheckpointStore:
@@ -88,7 +91,7 @@ class CheckpointStore:
 
     def _write(self, state: TrainState) -> None:
         """In the thread: once every worker's files are there, the first one makes the checkpoint whole and removes old ones."""
-        name = f"step-{state.step:08d}"
+        name = step_name(state.step)
         self._remove(name)
         dcp, url = _dcp(), f"{self._url}/{name}"
         try:
@@ -101,7 +104,7 @@ class CheckpointStore:
             facts = {"step": state.step, "fingerprint": self._fingerprint, "workers": self._layout.sizes, **state.facts}
             digests = {PurePath(path).name: self._digest(path) for path in self._files.ls(folder, detail=False)}
             self._files.pipe_file(f"{folder}/{STATE_NAME}", json.dumps({**facts, "sha256": digests}).encode())
-            for old in self._names()[self._keep :]:
+            for old in self._names_to_remove(name, state.best_step):
                 self._remove(old)
 
     def _newest(self) -> tuple[str, dict[str, Any]] | None:
@@ -158,6 +161,12 @@ class CheckpointStore:
         found = self._files.glob(f"{self._root}/step-*/{STATE_NAME}")
         return sorted((PurePath(path).parent.name for path in found), reverse=True)
 
+    def _names_to_remove(self, newest: str, best_step: int | None) -> list[str]:
+        """All but the last few up to `newest` and the best. What claims to be newer was damaged, or else training would be beyond it."""
+        names = self._names()
+        kept = [name for name in names if name <= newest][: self._keep]
+        return [name for name in names if name not in (*kept, None if best_step is None else step_name(best_step))]
+
     def _digest(self, path: str) -> str:
         with self._files.open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -175,6 +184,11 @@ class CheckpointStore:
     def _remove(self, name: str) -> None:
         if self._layout.rank == 0 and self._files.exists(f"{self._root}/{name}"):
             self._files.rm(f"{self._root}/{name}", recursive=True)
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of one checkpoint."""
+    return f"step-{step:08d}"
 
 
 def _dcp() -> Any:

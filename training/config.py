@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from infra.config import Config
 from infra.process import Job
 
+# Models whose forward is decoder, then one plain head, with rotary positions and causal attention in every layer.
+KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
 
 class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
@@ -105,7 +108,8 @@ class TrainConfig(Config):
     checkpoint_url: str | None = Field(None, json_schema_extra={"identity": False})
     """Folder or fsspec URL (s3://, gs://, ...) that every worker reaches; absent means beside the step's own output."""
     keep_best: bool = False
-    """End with the weights of the lowest held-out loss instead of the last ones."""
+    """End with the weights of the lowest held-out loss instead of the last ones; while training, that step's checkpoint stays beside the
+    newest."""
     max_failures: int = Field(2, ge=0, json_schema_extra={"identity": False})
     """How often a lost worker may restart the run from its last checkpoint."""
     eval_steps: int = Field(50, ge=1)
@@ -199,6 +203,9 @@ class DataConfig(Config):
     """Longest row; absent means the base model's context."""
     max_lost_share: float = Field(0.02, ge=0, le=1)
     """Share of rows that may be dropped before the run is refused."""
+    num_workers: int | None = Field(None, ge=1, le=4096, json_schema_extra={"identity": False})
+    """Processes that render rows as tokens, by Ray Data where there are several; absent means one for a dataset of less than 64 MB, which
+    it renders in the time that Ray takes to start, else one a core. Tokens and receipt do not depend on it."""
 
 
 class RowsJob(Job):

@@ -39,7 +39,8 @@ def finetune(job: FinetuneJob) -> None:
     num_parameters = count_trained(job)
     check_layout(job)
     checkpoints = checkpoints_folder(job.output_dir)
-    require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * (job.train.keep_checkpoints + 1), "checkpoints")
+    num_checkpoints = job.train.keep_checkpoints + job.train.keep_best + 1  # the one being written too
+    require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * num_checkpoints, "checkpoints")
     fresh_folder(job.output_dir)
     for name in (FAILURE_NAME, STOP_NAME):
         (checkpoints / name).unlink(missing_ok=True)

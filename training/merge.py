@@ -63,7 +63,7 @@ def merged_weight(weight: Tensor, parts: Sequence[Tensor], scale: float, name: s
     if a.shape[1] != weight.shape[1] or b.shape[0] != weight.shape[0] or a.shape[0] != b.shape[1]:
         shapes = f"weight {tuple(weight.shape)}, A {tuple(a.shape)}, B {tuple(b.shape)}"
         raise ArtifactError(f"{name}: {shapes} do not fit. Train the adapter on this base.")
-    total = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    total = weight.to(torch.float32, copy=True).addmm_(b.float(), a.float(), alpha=scale)
     if norms:
         total *= (norms[0].float() / total.norm(dim=1))[:, None]
     return total.to(weight.dtype)

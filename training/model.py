@@ -17,14 +17,11 @@ from training import generate, lora
 from training.adapter import adapter_facts
 from training.attention import PackView, num_positions
 from training.blocks import replace_forwards, stack_weights
-from training.config import TrainConfig
+from training.config import KNOWN_MODEL_TYPES, TrainConfig
 from training.loss import SupervisedLoss
 from training.norm import replace_norms
 from training.packing import Pack
 from training.quantized import Quantization, load_options, replace_linears
-
-# Models whose forward is decoder, then one plain head, with rotary positions and causal attention in every layer.
-KNOWN_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def load_base(base_dir: Path, dtype: torch.dtype, implementation: str = generate.NAME, quantization: Quantization = "none") -> nn.Module:

@@ -71,6 +71,11 @@ class Recorder:
         losses = [loss for _, loss in self.history["heldout_loss"]]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest held-out loss, the first of equal ones."""
+        return min(self.history["heldout_loss"], key=lambda point: point[1], default=[None])[0]
+
     def finish(self, worker_seconds: float) -> None:
         """On rank 0: writes train.json and sends what is left."""
         if self._trainer.layout.rank != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -74,6 +75,7 @@ def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, store: 
     """Every step that is left, with held-out loss and checkpoints at their steps; the last step always has a held-out loss.
 
     With `early_stop_evals` it may end before; with that or `keep_best` the trainer is left with the weights of the lowest held-out loss.
+    With `keep_best` the step of that loss has a checkpoint of its own, which stays.
 
     Raises:
         TransientError: the driver asked to stop; a checkpoint of this step was written first.
@@ -84,14 +86,15 @@ def train_to_end(trainer: Trainer, recorder: Recorder, job: FinetuneJob, store: 
     while trainer.step < trainer.total_steps and not (patience and recorder.evals_since_lowest >= patience):
         report = trainer.train_step()
         recorder.step(report)
-        is_last = report.step == trainer.total_steps
+        is_last, is_due = report.step == trainer.total_steps, report.step % job.train.checkpoint_steps == 0
         if heldout and (is_last or report.step % job.train.eval_steps == 0):
             recorder.heldout(report.step, trainer.evaluate(heldout))
             if remembers and recorder.evals_since_lowest == 0:
                 trainer.remember()
+                is_due |= job.train.keep_best
         must_stop = trainer.layout.any(stop_file.exists()) and not is_last
-        if must_stop or (report.step % job.train.checkpoint_steps == 0 and not is_last):
-            store.save(trainer.state(recorder.history))
+        if must_stop or (is_due and not is_last):
+            store.save(replace(trainer.state(recorder.history), best_step=recorder.best_step if job.train.keep_best else None))
         if must_stop:
             store.finish()
             raise TransientError(f"stopped after step {report.step} of {report.total_steps} with a checkpoint; run again to go on from it.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from infra import models
 from infra.config import Config
 from infra.files import sha256_json
+from pipelines import serveable
 from pipelines.spec import Spec
-from pipelines.step import Step, StepContext
+from pipelines.step import Artifact, Step, StepContext
 from training.config import BaseJob
 
 
@@ -19,7 +22,11 @@ class BaseConfig(Config):
 def step(spec: Spec) -> Step:
     """The step for the spec's base model. Raises ConfigError when a local source cannot be found."""
     digests = {} if models.is_remote(spec.base_model) else {"weights": _stamp(spec.base_model)}
-    return Step("base", 1, "base", BaseConfig(source=spec.base_model), run, source_digests=digests)
+
+    def check(made: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        serveable.check_base(spec, made.path)
+
+    return Step("base", 1, "base", BaseConfig(source=spec.base_model), run, source_digests=digests, check=check)
 
 
 def run(config: BaseConfig, context: StepContext) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from infra.config import Config
+from pipelines import serveable
 from pipelines.spec import Spec
-from pipelines.step import Step, StepContext
+from pipelines.step import Artifact, Step, StepContext
 from training.config import DataConfig, RenderJob
 
 
@@ -18,7 +21,11 @@ class RenderConfig(Config):
 def step(spec: Spec) -> Step:
     """The step that needs rows and the base model's tokenizer."""
     config = RenderConfig(data=spec.data, train_limit_rows=spec.train_limit_rows)
-    return Step("render", 2, "tokens", config, run, needs={"rows": "dataset", "base": "base"})
+
+    def check(made: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        serveable.check_prompts(spec, inputs["base"].path, made.path)
+
+    return Step("render", 2, "tokens", config, run, needs={"rows": "dataset", "base": "base"}, check=check)
 
 
 def run(config: RenderConfig, context: StepContext) -> None:

@@ -122,6 +122,21 @@ def test_run_is_one_mlflow_run_with_a_nested_run_a_step(report: dict[str, Any], 
     assert [item.path for item in client.list_artifacts(train.info.run_id)] == ["samples.json"]
 
 
+def test_mlflow_holds_a_reference_to_the_adapter_and_no_weights(report: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    from infra import tracking
+    from infra.contracts import read_manifest
+
+    client = tracking.client(f"sqlite:///{home}/mlflow.db")
+    reference = json.loads(Path(client.download_artifacts(report["run_id"], "adapter.json", str(tmp_path))).read_text())
+    assert read_manifest(Path(reference["path"])).digest == reference["digest"]
+    logged = [path for path in (home / "mlartifacts").rglob("*") if path.is_file()]
+    assert not [path for path in logged if path.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".xml")]
+    assert max(path.stat().st_size for path in logged) < 1 << 20  # the toy's own weights are no larger, so their kinds are looked at too
+    (version,) = client.search_model_versions("name='toy' and run_id='" + report["run_id"] + "'")
+    assert version.source.startswith("file:")
+    assert (home / "artifacts") in Path(version.source.removeprefix("file://")).parents
+
+
 def test_second_run_redoes_no_step(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
     done = slipway(home, "run", str(toy_spec), "--json", "--no-serve")
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from serving.config import PredictJob
 from serving.engines import openvino_steps
 from serving.engines.base import EngineError, RequestRefusedError, Sampling
 from serving.engines.openvino import OpenVinoEngine
+from serving.limits import cache_tokens
 from serving.predict import predict
 
 T = TypeVar("T")
@@ -290,3 +291,15 @@ def test_quantize_tampered_model_exits_2_naming_file_and_digests(toy_base: Path,
     assert done.returncode == 2
     assert "tokenizer.json" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_cache_holds_no_more_tokens_than_the_declared_limit_says(toy_quantized: Path) -> None:
+    """The toy has 2 layers with 2 heads of 16 numbers; the scales come on top of them, so the engine has room for fewer tokens."""
+    batch = openvino_steps.Batch(openvino_steps.load(str(toy_quantized), 4, 1, 2))
+    assert batch.add(0, [5] * 128, Sampling(max_tokens=8)) is None
+    batch.step()
+    holds = 128 / batch.figures[2]
+    batch.clear()
+    at_most = cache_tokens("openvino", 2 * 2 * 2 * 16, 1)
+    assert at_most is not None
+    assert at_most / 2 < holds <= at_most

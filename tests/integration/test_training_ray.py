@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +19,10 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
+from infra import tracking
 from infra.contracts import read_manifest, verify
 from infra.errors import ConfigError
+from infra.process import TrackingTarget
 from infra.settings import child_environment
 from training.adapter import ADAPTER_NAME
 from training.base import prepare_base
@@ -52,6 +55,15 @@ def job(output_dir: Path, base: Path, tokens: Path, settings: TrainConfig) -> Fi
     )
 
 
+def new_run(folder: Path) -> tuple[TrackingTarget, Any]:
+    """A run as the driver makes it, in a store of its own."""
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = tracking.client(uri)
+    return TrackingTarget(
+        uri=uri, run_id=tracking.start_run(client, tracking.ensure_experiment(client, "toy", folder / "artifacts"), "train")
+    ), client
+
+
 def uninterrupted(job: FinetuneJob) -> dict[str, torch.Tensor]:
     """The adapter that one worker makes in this process, on one thread and without Ray."""
     threads = torch.get_num_threads()
@@ -64,8 +76,12 @@ def uninterrupted(job: FinetuneJob) -> dict[str, torch.Tensor]:
 
 def test_two_workers_give_the_adapter_of_one(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
     one = uninterrupted(job(tmp_path / "one", toy_base, toy_tokens, SETTINGS))
-    two = job(tmp_path / "two", toy_base, toy_tokens, SETTINGS.model_copy(update={"num_workers": 2}))
-    finetune(two)
+    settings = SETTINGS.model_copy(update={"num_workers": 2, "log_steps": 1, "eval_steps": 6})
+    target, client = new_run(tmp_path)
+    finetune(job(tmp_path / "two", toy_base, toy_tokens, settings).model_copy(update={"tracking": target}))
+    assert [run.info.run_id for run in client.search_runs([each.experiment_id for each in client.search_experiments()])] == [target.run_id]
+    for metric, steps in (("loss", range(1, 13)), ("heldout_loss", (6, 12))):  # once each, though two workers trained
+        assert [point.step for point in client.get_metric_history(target.run_id, metric)] == list(steps)
     other = load_file(tmp_path / "two" / ADAPTER_NAME)
     assert set(other) == set(one)
     # sums in another order move gradients by 1e-7, and AdamW makes steps of 0.01 out of elements that are hardly larger than that

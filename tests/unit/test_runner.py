@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from infra.settings import Settings
 from pipelines import runner
 from pipelines.display import Display
 from pipelines.executors import local
-from pipelines.step import Step, StepContext
+from pipelines.step import Artifact, Step, StepContext
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,6 +60,21 @@ def test_run_gives_each_step_its_inputs(settings: Settings) -> None:
     outcome = run(settings, chain())
     assert (outcome.artifacts["second"].path / "text").read_text() == "ab"
     assert outcome.skipped == []
+
+
+def test_artifact_that_a_later_step_could_not_use_stops_the_run_now_and_at_every_later_plan(settings: Settings) -> None:
+    def check(made: Artifact, inputs: Mapping[str, Artifact]) -> None:
+        if (made.path / "text").read_text() == "ab":
+            raise ConfigError(f"{sorted(inputs)} do not do")
+
+    steps = chain()
+    steps = [steps[0], replace(steps[1], check=check), Step("third", 1, "dataset", Text(text="c"), write_text, needs={"second": "dataset"})]
+    for attempt in range(2):  # just made, and found
+        with pytest.raises(ConfigError, match=r"\['first'\] do not do"):
+            run(settings, steps)
+        assert not any(path.name.startswith("third") for path in settings.home.rglob("*")), attempt
+    with pytest.raises(ConfigError, match=r"\['first'\] do not do"):
+        runner.plan(settings, steps)
 
 
 def test_second_run_skips_every_step(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from training.config import DataConfig, DataSource, RowsJob
 from training.data import sources
 from training.data.formats import detect_format, to_messages
 from training.data.reading import RowReader
-from training.data.rows import Scan, choose_heldout, prepare_rows
+from training.data.rows import DIGEST_BYTES, Scan, choose_heldout, prepare_rows
 
 ASKED, ANSWERED = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 GOOD = {"messages": [ASKED, ANSWERED]}
@@ -122,25 +122,25 @@ def test_rows_named_format_is_not_guessed(tmp_path: Path) -> None:
 
 
 def scan(count: int) -> Scan:
-    return Scan(RowReader(DataSource(path="rows.jsonl")), [bytes([number]) for number in range(count)], [True] * count, set(range(count)))
+    digests = b"".join(number.to_bytes(DIGEST_BYTES, "big") for number in range(count))
+    return Scan(RowReader(DataSource(path="rows.jsonl")), bytearray(digests), bytearray([1] * count), bytearray([1] * count))
 
 
 def test_split_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
     train, again, other = scan(50), scan(50), scan(50)
     (heldout,) = choose_heldout([train], 0.2, 7)
-    assert choose_heldout([again], 0.2, 7)[0].kept == heldout.kept
-    assert again.kept == train.kept
-    assert choose_heldout([other], 0.2, 8)[0].kept != heldout.kept
-    assert len(heldout.kept) == 10
-    assert sorted(train.kept | heldout.kept) == list(range(50))
-    assert not train.kept & heldout.kept
+    assert choose_heldout([again], 0.2, 7)[0].is_kept == heldout.is_kept
+    assert again.is_kept == train.is_kept
+    assert choose_heldout([other], 0.2, 8)[0].is_kept != heldout.is_kept
+    assert heldout.num_kept == 10
+    assert sorted([*train.kept, *heldout.kept]) == list(range(50))
 
 
 def test_split_one_row_is_refused_and_two_give_one_each() -> None:
     with pytest.raises(ConfigError, match="at least two"):
         choose_heldout([scan(1)], 0.5, 0)
     train = scan(2)
-    assert [len(choose_heldout([train], 0.01, 0)[0].kept), len(train.kept)] == [1, 1]
+    assert [choose_heldout([train], 0.01, 0)[0].num_kept, train.num_kept] == [1, 1]
 
 
 def test_rows_found_in_both_splits_leave_training_and_are_counted(tmp_path: Path) -> None:

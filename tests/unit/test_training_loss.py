@@ -156,6 +156,22 @@ def test_accumulation_over_micro_batches_equals_the_whole_batch(toy_base: Path, 
     assert torch.allclose(whole.trained.gradient, parts.trained.gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch_rows", [2, 4])
+def test_last_short_batch_of_an_epoch_weighs_its_own_tokens(toy_base: Path, toy_tokens: Path, micro_batch_rows: int) -> None:
+    """45 rows in batches of ten: the fifth has five, and with these micro-batches its last pack is short too."""
+    run = trainer(toy_base, toy_tokens, micro_batch_rows=micro_batch_rows)
+    run.step = 4
+    rows = [run.rows[index] for index in run.plan.rows_of_step(4)]
+    model = adapted(toy_base, "eager")
+    plain = plain_loss(model, rows)
+    plain.backward()
+    report = run.train_step()
+    assert len(rows) == report.rows == 5
+    assert report.loss == pytest.approx(float(plain), abs=LOSS_TOLERANCE)
+    norm = torch.cat([value.flatten() for value in gradients(model).values()]).norm()
+    assert report.gradient_norm == pytest.approx(float(norm), rel=1e-4)
+
+
 def test_training_toy_rows_loss_falls(toy_base: Path, toy_tokens: Path) -> None:
     run = trainer(toy_base, toy_tokens, epochs=4, learning_rate=3e-2)
     rows = read_token_rows(toy_tokens, "heldout")

@@ -16,9 +16,10 @@ from infra.chat import ChatCodec, compile_template, load_codec
 from infra.contracts import read_manifest
 from infra.errors import ConfigError
 from training.config import DataConfig, DataSource, RenderJob, RowsJob
+from training.data.labels import preview, render_rows
 from training.data.reading import RowReader, checked_row
 from training.data.receipt import Receipt
-from training.data.render import preview, render, render_rows
+from training.data.render import render
 from training.data.rows import prepare_rows
 from training.data.tokens import read_token_rows
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from infra.errors import TransientError
+from training.adapter import ADAPTER_NAME
 from training.batches import BatchPlan, count_supervised, worker_packs
-from training.checkpoint import STATE_NAME, CheckpointStore, TrainState
-from training.config import TrainConfig
+from training.checkpoint import STATE_NAME, CheckpointStore, TrainState, checkpoints_folder
+from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow
+from training.finetune import STOP_NAME
 from training.layout import Layout
 from training.parameters import TrainableParameters
+from training.recorder import SUMMARY_NAME
 from training.schedule import learning_rate, total_steps
+from training.worker import run_worker
 
 
 def row(index: int, length: int) -> TokenRow:
@@ -87,10 +93,11 @@ def state(step: int) -> TrainState:
     return TrainState(step, flat, {"optimizer.0.absmax": torch.tensor([step], dtype=torch.uint8)}, {"history": {"loss": [[step, 0.5]]}})
 
 
-def saved(place: str | Path, *steps: int, **options: Any) -> None:
+def saved(place: str | Path, *steps: int, best_step: int | None = None, **options: Any) -> None:
     writer = store(place, **options)
     for step in steps:
         written = state(step)
+        written.best_step = best_step
         writer.save(written)
         written.flat["master"].zero_()  # training goes on while the checkpoint is written
     writer.finish()
@@ -99,6 +106,10 @@ def saved(place: str | Path, *steps: int, **options: Any) -> None:
 def step_found(place: str | Path, **options: Any) -> int | None:
     loaded = store(place, **options).load_latest()
     return loaded.step if loaded else None
+
+
+def steps_kept(place: Path) -> list[int]:
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in place.glob(f"step-*/{STATE_NAME}"))
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
@@ -126,6 +137,55 @@ def test_checkpoint_damaged_or_unfinished_is_passed_over(tmp_path: Path) -> None
     assert step_found(tmp_path, keep=3) is None
     saved(tmp_path, 30, keep=3)  # over what the unfinished one left
     assert step_found(tmp_path, keep=3) == 30
+
+
+def test_checkpoint_of_the_best_step_stays_beside_the_newest_until_another_is_best(tmp_path: Path) -> None:
+    saved(tmp_path, 10, 20)
+    saved(tmp_path, 30, 40, 50, best_step=20)
+    assert steps_kept(tmp_path) == [20, 40, 50]
+    for step in (40, 50):
+        (tmp_path / f"step-000000{step}" / STATE_NAME).write_text("{")
+    assert step_found(tmp_path) == 20  # as whole as any other
+    saved(tmp_path, 40, 50, 60, best_step=60)
+    assert steps_kept(tmp_path) == [50, 60]
+
+
+def test_checkpoint_damaged_and_newer_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    saved(tmp_path, 10, 20, 30, keep=3)
+    for step in (20, 30):
+        (tmp_path / f"step-000000{step}" / STATE_NAME).write_text("{")
+    saved(tmp_path, 15, keep=1)
+    assert steps_kept(tmp_path) == [15]
+    assert step_found(tmp_path) == 15
+
+
+def test_run_cut_off_after_every_step_keeps_the_best_checkpoint_and_ends_alike(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
+    """SGD at this rate has its lowest held-out loss after three of twelve steps."""
+    train = TrainConfig(
+        precision="fp32", lora=LoraConfig(rank=4), batch_rows=15, epochs=4, learning_rate=0.9, optimizer="sgd", schedule="constant",
+        eval_steps=1, keep_best=True, checkpoint_steps=1000, cpus_per_worker=1,
+    )  # fmt: skip
+    whole, cut = (
+        FinetuneJob(output_dir=tmp_path / name, base_dir=toy_base, tokens_dir=toy_tokens, train=train) for name in ("whole", "cut")
+    )
+    for job in (whole, cut):
+        job.output_dir.mkdir()
+    run_worker(whole, [])
+    losses = [loss for _, loss in json.loads((whole.output_dir / SUMMARY_NAME).read_text())["heldout_loss"]]
+    best_step = 1 + losses.index(min(losses))
+    lowest_so_far = [step for step, loss in enumerate(losses, start=1) if loss == min(losses[:step])]
+    assert steps_kept(checkpoints_folder(whole.output_dir)) == lowest_so_far[-2:]  # no other step was due
+    checkpoints = checkpoints_folder(cut.output_dir)
+    checkpoints.mkdir()
+    (checkpoints / STOP_NAME).touch()  # there from the beginning: every start makes one step
+    for step in range(1, len(losses)):
+        with pytest.raises(TransientError, match=f"stopped after step {step} of {len(losses)}"):
+            run_worker(cut, [])
+    run_worker(cut, [])
+    assert best_step < len(losses) - 2  # else it would be there as one of the newest
+    assert steps_kept(checkpoints) == [best_step, len(losses) - 2, len(losses) - 1]
+    found, expected = (load_file(job.output_dir / ADAPTER_NAME) for job in (cut, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:

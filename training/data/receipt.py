@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ DROP_REASONS = {
     "template_boundary": "the tokens of the prompt are not the first tokens of prompt and answer",
     "no_stop_token": "the template ends an answer without a stop token of the model",
     "stop_token_inside": "an answer holds a stop token in its middle",
+    "nothing_to_learn": "no token of the text is left but the stop token",
 }
 
 
@@ -47,6 +49,16 @@ class Receipt:
         self.tokens_supervised += sum(row.supervised)
         self.rows_ending_in_stop += row.ids[last_label(row)] in stop_ids
         self.longest_row_tokens = max(self.longest_row_tokens, len(row.ids))
+
+    def add(self, other: Receipt) -> None:
+        """Takes the counts of another part of the split in."""
+        for name, value in asdict(other).items():
+            if name == "rows_dropped":
+                self.rows_dropped = dict(Counter(self.rows_dropped) + Counter(value))
+            elif name == "longest_row_tokens":
+                self.longest_row_tokens = max(self.longest_row_tokens, value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
 
     @property
     def lost_share(self) -> float:

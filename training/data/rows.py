@@ -1,6 +1,6 @@
 """`python -m training.data.rows --config F`: a user's dataset as checked train.jsonl and heldout.jsonl.
 
-Every source is read twice, once to check it and once to write what was chosen, so that only a digest a row is held in memory.
+Every source is read twice, once to check it and once to write what was chosen, so that 18 bytes a row are held in memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from training.folders import fresh_folder
 TRAIN_NAME = "train.jsonl"
 HELDOUT_NAME = "heldout.jsonl"
 SUMMARY_NAME = "rows.json"
+DIGEST_BYTES = 16
 
 
 @dataclass
@@ -33,12 +34,31 @@ class Scan:
     """What the first reading of one source found."""
 
     reader: RowReader
-    identities: list[bytes] = field(default_factory=list)
-    """A digest of what each row says."""
-    can_be_scored: list[bool] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
+    """What each row says, in `DIGEST_BYTES`."""
+    can_be_scored: bytearray = field(default_factory=bytearray)
     """Whether each row has an answer."""
-    kept: set[int] = field(default_factory=set)
-    """Rows that are written."""
+    is_kept: bytearray = field(default_factory=bytearray)
+    """Whether each row is written."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the source."""
+        return len(self.is_kept)
+
+    @property
+    def num_kept(self) -> int:
+        """Rows that are written."""
+        return self.is_kept.count(1)
+
+    @property
+    def kept(self) -> Iterator[int]:
+        """Rows that are written, in order."""
+        return (row for row, flag in enumerate(self.is_kept) if flag)
+
+    def digest(self, row: int) -> bytes:
+        """What one row says."""
+        return bytes(self.digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
 
 
 def prepare_rows(job: RowsJob) -> None:
@@ -50,8 +70,8 @@ def prepare_rows(job: RowsJob) -> None:
         raise ConfigError("the held-out rows are texts without an answer, so nothing could be scored. Name a heldout file of messages.")
     removed = drop_copies(train, heldout)
     mix(train, job.seed)
-    if not any(scan.kept for scan in train):
-        total = sum(len(scan.identities) for scan in train)
+    if not any(scan.num_kept for scan in train):
+        total = sum(scan.num_rows for scan in train)
         raise ConfigError(f"{job.train[0].path}: none of {total} training rows is left once the held-out rows are taken out. Add rows.")
     fresh_folder(job.output_dir)
     size = sum(path.stat().st_size for scan in scans for path in source_files(scan.reader.source))
@@ -69,11 +89,11 @@ def scan_all(sources: Sequence[DataSource], format_name: str) -> list[Scan]:
         scan = Scan(RowReader(source, format_name))
         try:
             for row in scan.reader:
-                scan.identities.append(bytes.fromhex(identity(row)))
+                scan.digests += bytes.fromhex(identity(row))[:DIGEST_BYTES]
                 scan.can_be_scored.append("messages" in row)
+                scan.is_kept.append(True)
         except ConfigError as error:
             problems.append(error.message)
-        scan.kept = set(range(len(scan.identities)))
         scans.append(scan)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -85,30 +105,31 @@ def choose_heldout(train: Sequence[Scan], heldout_share: float, seed: int) -> li
 
     The same seed always holds out the same rows.
     """
-    candidates = [(number, row) for number, scan in enumerate(train) for row, scored in enumerate(scan.can_be_scored) if scored]
-    if len(candidates) < 2:
+    num_candidates = sum(scan.can_be_scored.count(1) for scan in train)
+    if num_candidates < 2:
         raise ConfigError(
-            f"{len(candidates)} rows with an answer found; at least two are needed, one to train on and one to hold out. "
+            f"{num_candidates} rows with an answer found; at least two are needed, one to train on and one to hold out. "
             "Add rows, or name a heldout file."
         )
-    count = min(max(1, round(len(candidates) * heldout_share)), len(candidates) - 1)
-    heldout = [Scan(scan.reader, scan.identities, scan.can_be_scored) for scan in train]
-    for place in random.Random(seed).sample(range(len(candidates)), count):
-        number, row = candidates[place]
-        heldout[number].kept.add(row)
-        train[number].kept.discard(row)
+    count = min(max(1, round(num_candidates * heldout_share)), num_candidates - 1)
+    chosen = set(random.Random(seed).sample(range(num_candidates), count))
+    heldout = [Scan(scan.reader, scan.digests, scan.can_be_scored, bytearray(scan.num_rows)) for scan in train]
+    candidates = ((number, row) for number, scan in enumerate(train) for row, scored in enumerate(scan.can_be_scored) if scored)
+    for place, (number, row) in enumerate(candidates):
+        if place in chosen:
+            heldout[number].is_kept[row], train[number].is_kept[row] = True, False
     return heldout
 
 
 def drop_copies(train: Sequence[Scan], heldout: Sequence[Scan]) -> int:
     """Takes the training rows that say the same as a held-out row out of `train`; how many there were."""
-    taken = {scan.identities[row] for scan in heldout for row in scan.kept}
-    removed = 0
+    taken = {scan.digest(row) for scan in heldout for row in scan.kept}
+    before = sum(scan.num_kept for scan in train)
     for scan in train:
-        copies = {row for row in scan.kept if scan.identities[row] in taken}
-        scan.kept -= copies
-        removed += len(copies)
-    return removed
+        for row in scan.kept:
+            if scan.digest(row) in taken:
+                scan.is_kept[row] = False
+    return before - sum(scan.num_kept for scan in train)
 
 
 def mix(train: Sequence[Scan], seed: int) -> None:
@@ -120,10 +141,12 @@ def mix(train: Sequence[Scan], seed: int) -> None:
     if len(given) < len(weights):
         missing = [scan.reader.source.path for scan, weight in zip(train, weights, strict=True) if weight is None]
         raise ConfigError(f"dataset.train: {missing} have no weight and others have. Give every source a weight, or none.")
-    size = min(len(scan.kept) / weight for scan, weight in zip(train, given, strict=True))
+    size = min(scan.num_kept / weight for scan, weight in zip(train, given, strict=True))
     for number, (scan, weight) in enumerate(zip(train, given, strict=True)):
-        count = min(len(scan.kept), round(size * weight))
-        scan.kept = set(random.Random(f"{seed}/{number}").sample(sorted(scan.kept), count))
+        count = min(scan.num_kept, round(size * weight))
+        chosen = set(random.Random(f"{seed}/{number}").sample(range(scan.num_kept), count))
+        for place, row in enumerate(scan.kept):
+            scan.is_kept[row] = place in chosen
 
 
 def write_rows(path: Path, scans: Sequence[Scan]) -> Counter[str]:
@@ -142,20 +165,20 @@ def write_rows(path: Path, scans: Sequence[Scan]) -> Counter[str]:
 
 def _placed(scan: Scan, number: int) -> Iterator[tuple[tuple[float, int], dict[str, Any]]]:
     """The rows kept of one source, each with its place between zero and one."""
-    kept = (row for index, row in enumerate(scan.reader if scan.kept else ()) if index in scan.kept)
+    num_kept = scan.num_kept
+    kept = (row for index, row in enumerate(scan.reader if num_kept else ()) if scan.is_kept[index])
     for index, row in enumerate(kept):
-        yield ((index + 0.5) / len(scan.kept), number), row
+        yield ((index + 0.5) / num_kept, number), row
 
 
 def summary(job: RowsJob, train: Sequence[Scan], heldout_slices: Counter[str], removed: int) -> dict[str, Any]:
     """What was found and chosen, for people."""
     return {
         "sources": [
-            {"path": scan.reader.source.path, "format": scan.reader.format, "rows": len(scan.identities), "used": len(scan.kept)}
-            for scan in train
+            {"path": scan.reader.source.path, "format": scan.reader.format, "rows": scan.num_rows, "used": scan.num_kept} for scan in train
         ],
         "heldout_by_seed": None if job.heldout else job.seed,
-        "train_rows": sum(len(scan.kept) for scan in train),
+        "train_rows": sum(scan.num_kept for scan in train),
         "heldout_rows": heldout_slices.total(),
         "train_rows_removed_as_heldout": removed,
         "heldout_slices": dict(sorted(heldout_slices.items())),

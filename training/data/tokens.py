@@ -28,8 +28,32 @@ class TokenRow:
     """Position of the first token of the last answer; not stored."""
 
 
+@dataclass(frozen=True)
+class TokenBlock:
+    """Some rows as they are written."""
+
+    ids: bytes
+    """int32 of every token."""
+    supervised: bytes
+    """uint8 of every token."""
+    lengths: bytes
+    """int64, tokens of each row."""
+    rows: bytes
+    """int64, index of each row in the split's JSONL file."""
+
+
+def token_block(rows: Sequence[TokenRow]) -> TokenBlock:
+    """`rows` in one block."""
+    return TokenBlock(
+        ids=b"".join(np.array(row.ids, dtype="<i4").tobytes() for row in rows),
+        supervised=b"".join(np.array(row.supervised, dtype="u1").tobytes() for row in rows),
+        lengths=np.array([len(row.ids) for row in rows], dtype="<i8").tobytes(),
+        rows=np.array([row.row for row in rows], dtype="<i8").tobytes(),
+    )
+
+
 class TokenWriter:
-    """Writes `<split>.safetensors` row by row: ids int32 and supervised uint8 (tokens,), offsets int64 (rows + 1,), rows int64 (rows,).
+    """Writes `<split>.safetensors` block by block: ids int32 and supervised uint8 (tokens,), offsets int64 (rows + 1,), rows int64 (rows,).
 
     Sizes stand in the file's header, so values wait in two files beside it until `close`.
     """
@@ -40,12 +64,12 @@ class TokenWriter:
         self._streams = {name: path.open("wb") for name, path in self._parts.items()}
         self._offsets, self._rows = array("q", [0]), array("q")
 
-    def write(self, row: TokenRow) -> None:
-        """Appends one row."""
-        self._streams["ids"].write(np.array(row.ids, dtype="<i4").tobytes())
-        self._streams["supervised"].write(np.array(row.supervised, dtype="u1").tobytes())
-        self._offsets.append(self._offsets[-1] + len(row.ids))
-        self._rows.append(row.row)
+    def write(self, block: TokenBlock) -> None:
+        """Appends the rows of a block."""
+        self._streams["ids"].write(block.ids)
+        self._streams["supervised"].write(block.supervised)
+        self._offsets.extend((self._offsets[-1] + np.cumsum(np.frombuffer(block.lengths, dtype="<i8"))).tolist())
+        self._rows.extend(np.frombuffer(block.rows, dtype="<i8").tolist())
 
     def close(self) -> None:
         """Puts the file together."""

@@ -1,0 +1,88 @@
+"""Whether what a spec would train could be served: asked as soon as the base model's config can be read, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra import models
+from infra.answers import read_prompts
+from infra.errors import ConfigError
+from infra.files import read_json
+from pipelines.spec import Spec
+from serving.limits import ENGINE_OF_FORMAT, cache_tokens, model_problems
+from training.config import KNOWN_MODEL_TYPES
+
+CONFIG_NAME = "config.json"
+Check = Callable[[Path], None]
+
+
+def check_source(spec: Spec) -> None:
+    """Checks the base model where its config.json lies on this machine already; a `.gguf` file or the hub's wait for the step `base`."""
+    if not models.is_remote(spec.base_model) and (found := models.locate(spec.base_model)).is_dir():
+        check_base(spec, found)
+
+
+def check_base(spec: Spec, folder: Path) -> None:
+    """Raises one ConfigError with everything that keeps the model in `folder` from being trained and served as the spec says."""
+    config = read_json(folder / CONFIG_NAME)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder / CONFIG_NAME}: holds a {type(config).__name__}, an object is needed. Fetch the model again.")
+    engine, model_type = ENGINE_OF_FORMAT[spec.quantize.format], config.get("model_type")
+    problems = model_problems(engine, model_type)
+    if model_type not in KNOWN_MODEL_TYPES:
+        problems.append(f"the trainer cannot train model type {model_type!r}; it knows {', '.join(KNOWN_MODEL_TYPES)}")
+    elif not problems:
+        problems += _length_problems(spec, config, engine)
+    _refuse(problems, f"base model {spec.base_model!r}")
+
+
+def check_prompts(spec: Spec, base_dir: Path, tokens_dir: Path) -> None:
+    """Raises ConfigError where the longest held-out prompt and its answer are more than the served model can hold."""
+    longest = max((len(prompt.ids) for prompt in read_prompts(tokens_dir)), default=0)
+    needed = longest + spec.evaluate.max_new_tokens
+    holds = _served_tokens(spec, read_json(base_dir / CONFIG_NAME), ENGINE_OF_FORMAT[spec.quantize.format])
+    too_long = f"the longest held-out prompt has {longest} tokens and evaluate.max_new_tokens is {spec.evaluate.max_new_tokens}, which is "
+    _refuse(
+        [
+            f"{too_long}{needed} together; {name} {size}. {advice} or evaluate.max_new_tokens"
+            for name, size, advice in holds
+            if needed > size
+        ],
+        "held-out rows",
+    )
+
+
+def _length_problems(spec: Spec, config: Mapping[str, Any], engine: str) -> list[str]:
+    problems = []
+    for name, size, advice in _served_tokens(spec, config, engine):
+        if (wanted := spec.data.max_tokens or 0) > size:
+            problems.append(f"data.max_tokens is {wanted}; {name} {size}. {advice}")
+        if (wanted := spec.evaluate.max_new_tokens) >= size:
+            problems.append(f"evaluate.max_new_tokens is {wanted}; {name} {size}, prompt and answer together. Lower it")
+    return problems
+
+
+def _served_tokens(spec: Spec, config: Mapping[str, Any], engine: str) -> list[tuple[str, int, str]]:
+    """What bounds the tokens of one request: its name, how many, and what to do about it."""
+    found = []
+    if isinstance(context := config.get("max_position_embeddings"), int):
+        found.append(("the model's context holds", context, "Lower data.max_tokens"))
+    cached = cache_tokens(engine, _cached_values_per_token(config), spec.serve.cache_gb)
+    if cached is not None:
+        found.append((f"serve.cache_gb {spec.serve.cache_gb} holds at most", cached, "Raise serve.cache_gb, lower data.max_tokens"))
+    return found
+
+
+def _cached_values_per_token(config: Mapping[str, Any]) -> int:
+    """Numbers in the KV cache for one token: keys and values of every layer and head that has its own."""
+    heads = config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    values: int = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_size
+    return values
+
+
+def _refuse(problems: list[str], what: str) -> None:
+    if problems:
+        raise ConfigError(f"{what}: what would be trained could not be served\n" + "\n".join(f"  - {line}." for line in problems))
