@@ -10,7 +10,7 @@ from training.config import FinetuneJob, TrainConfig
 def step(spec: Spec) -> Step:
     """The step that needs the tokens and the base model."""
     return Step(
-        "train", 3, "merged" if spec.train.method == "full" else "adapter", spec.train, run, needs={"render": "tokens", "base": "base"}
+        "train", 4, "merged" if spec.train.method == "full" else "adapter", spec.train, run, needs={"render": "tokens", "base": "base"}
     )
 
 

@@ -153,7 +153,7 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
     assert not will_run["rows@2"]
     assert not will_run["predict-base@1"]
-    assert will_run["train@3"]
+    assert will_run["train@4"]
     assert will_run["gate@2"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
@@ -245,7 +245,7 @@ def test_ctrl_c_while_training_exits_130_and_a_later_run_resumes(report: dict[st
     assert process.returncode == 130
     assert "the same command resumes" in stderr
     plan = json.loads(slipway(home, "run", str(toy_spec), "--dry-run", "--json", *change).stdout)["steps"]
-    assert "resumes" in next(step["reason"] for step in plan if step["step"] == "train@3")
+    assert "resumes" in next(step["reason"] for step in plan if step["step"] == "train@4")
 
 
 def wait_for_progress(staging: Path, steps: int, timeout_s: float = 120) -> None:
