@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from infra.errors import TransientError
 from training.adapter import ADAPTER_NAME
 from training.batches import BatchPlan, count_supervised, worker_packs
-from training.checkpoint import STATE_NAME, CheckpointStore, TrainState, checkpoints_folder
+from training.checkpoint import STATE_NAME, CheckpointStore, TrainState
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow
 from training.finetune import STOP_NAME
+from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.parameters import TrainableParameters
 from training.recorder import SUMMARY_NAME
