@@ -3,12 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SPEC ?= pipelines/specs/smart_home.yaml
-# Only pip's errors are shown: it warns about every index entry that it passes over.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 INSTALLED := $(VENV)/.installed
+# The training stack alone, with a newer transformers than the exporters of `laptop` allow.
+NEWEST := .venv-newest
+# A venv with locked packages, $(call make-venv,FOLDER,LOCK). Only pip's errors are shown: it warns about every index entry that it passes over.
+define make-venv
+	@echo "installing the locked packages into $(1) (some minutes, once)"
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r infra/locks/torch.txt
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r infra/locks/$(2).txt
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fmt lock bench clean
+.PHONY: help install demo test test-newest test-slow check fmt lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,12 +25,10 @@ help: ## list the targets
 install: $(INSTALLED) ## make .venv with exactly the locked packages
 
 $(INSTALLED): infra/locks/torch.txt infra/locks/laptop.txt pyproject.toml
-	@echo "installing the locked packages into $(VENV) (some minutes, once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) -r infra/locks/torch.txt
-	@$(PIP) --require-hashes -r infra/locks/laptop.txt
-	@$(PIP) --no-build-isolation -e .
-	@touch $@
+	$(call make-venv,$(VENV),laptop)
+
+$(NEWEST)/.installed: infra/locks/torch.txt infra/locks/train-newest.txt pyproject.toml
+	$(call make-venv,$(NEWEST),train-newest)
 
 demo: install ## the main job from nothing: dataset and model in, served model out (KEEP=1 goes on serving)
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
@@ -31,6 +38,9 @@ test: install ## the tests, from nothing
 
 test-slow: install ## all tests that need no GPU, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu"
+
+test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
+	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py
 
 check: install ## format, lint, types, import boundaries, docstrings
 	@$(BIN)/ruff format --check -q .
@@ -43,12 +53,14 @@ fmt: install ## write the format that check wants
 	@$(BIN)/ruff check -q --fix .
 	@$(BIN)/ruff format -q .
 
-lock: ## write infra/locks/laptop.txt from laptop.in (needs uv)
-	uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-header --no-annotate infra/locks/laptop.in -o infra/locks/laptop.txt
+lock: ## write each lock in infra/locks from its .in file (needs uv)
+	for name in laptop train-newest; do \
+	  uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-header --no-annotate infra/locks/$$name.in -o infra/locks/$$name.txt; \
+	done
 
 bench: install ## training against TRL where PEER_PYTHON has it, and serving against the bare engine
 	@$(BIN)/slipway bench train --json $(if $(PEER_PYTHON),--peer trl --peer-python $(PEER_PYTHON))
 	@$(BIN)/slipway bench serve --json
 
-clean: ## remove artifacts and runs; .venv stays
+clean: ## remove artifacts and runs; venvs stay
 	rm -rf .slipway .lint-imports.log

@@ -38,24 +38,19 @@ class AnswerCache:
         self.lengths = (pack.padded_places.view(pack.num_rows, -1) >= 0).sum(dim=1)
         self.places = self.longest + max_new_tokens
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """Takes in key and value (1, K, T, D) of one layer; called by the model's attention."""
+    def take(self, key: Tensor, value: Tensor, layer: int) -> None:
+        """Takes in key and value (1, K, T, D) of one layer."""
         if self.view is not None:
             self._take_prompts(self.view.pack, key[0], value[0])
         else:
             rows = torch.arange(len(self.lengths), device=self.lengths.device)
             for block, new in zip(self.own[layer], (key[0], value[0]), strict=True):
                 block[:, rows, self.lengths] = new
-        return key, value
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
         self.own = [(keys[:, rows], values[:, rows]) for keys, values in self.own]
         self.lengths = self.lengths[rows]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Asked by the model; positions are given to it, so the number is of no account."""
-        return 0
 
     def _take_prompts(self, pack: Pack, key: Tensor, value: Tensor) -> None:
         pair, prefix = [], pack.prefix_tokens
@@ -69,13 +64,14 @@ class AnswerCache:
 
 
 def decode_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, cache: AnswerCache, **_: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, answers: AnswerCache, **_: Any
 ) -> tuple[Tensor, None]:
     """Packed attention for the prompts; then one query a row (1, H, R, D) over prefix and own places -> (1, R, H, D)."""
+    cache, layer = answers, module.layer_idx
+    cache.take(key, value, layer)
     if cache.view is not None:
         x = torch.cat([query, key, value], dim=1)[0].transpose(0, 1).flatten(1)
         return attend(x, query.shape[1], key.shape[1], cache.view, scaling).view(1, len(x), query.shape[1], -1), None
-    layer = module.layer_idx
     keys, values = cache.own[layer]
     prefix_keys, prefix_values = cache.prefix[layer]
     kv_heads, rows, _, dim = keys.shape
@@ -131,7 +127,8 @@ def greedy_answers(
 
 
 def _hidden(model: Any, ids: Tensor, positions: Tensor, cache: AnswerCache) -> Tensor:
-    output = model.get_decoder()(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, cache=cache)
+    # The model hands `answers` on to the attention as it is; a cache of its own kind has another name in each release of transformers.
+    output = model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False, answers=cache)
     result: Tensor = output.last_hidden_state[0]
     return result
 
