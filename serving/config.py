@@ -10,6 +10,8 @@ from pydantic import Field
 from infra.config import Config
 from infra.process import Job
 
+EngineName = Literal["openvino", "torch"]
+
 
 class QuantizeConfig(Config):
     """How the merged model is made small for its engine."""
@@ -21,6 +23,8 @@ class QuantizeConfig(Config):
 class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
+    engine: EngineName = "openvino"
+    """What computes: `openvino` reads the quantized model (CPU); `torch` is the reference, reads the merged model, and runs on any device."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
