@@ -15,6 +15,7 @@ from serving.engines.child import run_engine
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
 class Batch:
@@ -116,7 +117,7 @@ def generation_config(sampling: Sampling) -> Any:
     if not is_greedy:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
+        config.min_p = min(sampling.min_p, MAX_MIN_P)
         # OpenVINO starts every request at seed 0, which would give all users the same "random" answer.
         config.rng_seed = random.getrandbits(64) if sampling.seed is None else sampling.seed % (1 << 64)
         if sampling.top_k is not None:
