@@ -81,13 +81,10 @@ def json_grammar(schema: Any) -> Grammar:
         text = "this keyword is not enforced here" if problem["type"] == "extra_forbidden" else problem["msg"]
         raise ValueError(f"JSON schema at {place}: {text}") from error
     named = {**(root.definitions or {}), **(root.defs or {})}
-    for part in _walk(root, 0):
-        _check_part(part, named)
-        _check_no_endless(part, named, ())
-    for name, part in named.items():
-        for inner in _walk(part, 0):
-            _check_part(inner, named)
-            _check_no_endless(inner, named, (name,))
+    for top in (root, *named.values()):
+        for part in _walk(top, 0 if top is root else 1):
+            _check_part(part, named)
+    _check_no_endless(named)
     return Grammar(kind="json_schema", text=text)
 
 
@@ -178,12 +175,18 @@ def _check_part(schema: JsonSchema, named: dict[str, JsonSchema]) -> None:
         _check_string_pattern(regex_grammar(schema.pattern).text)
 
 
-def _check_no_endless(schema: JsonSchema, named: dict[str, JsonSchema], seen: tuple[str, ...]) -> None:
+def _check_no_endless(named: dict[str, JsonSchema]) -> None:
     """Raises ValueError for a definition that leads to itself through references alone, so that no answer could ever begin."""
-    if schema.ref is not None:
-        name = schema.ref.rpartition("/")[2]
-        if name in seen:
-            raise ValueError(f"the JSON schema's {schema.ref!r} refers to itself and to nothing else")
-        _check_no_endless(named[name], named, (*seen, name))
-    for part in schema.any_of or ():
-        _check_no_endless(part, named, seen)
+    waits = {name: _first_names(schema) for name, schema in named.items()}
+    while waits:
+        ready = [name for name, first in waits.items() if not first & set(waits)]
+        if not ready:
+            raise ValueError(f"the JSON schema's definitions {sorted(waits)} refer to each other and to nothing else")
+        for name in ready:
+            del waits[name]
+
+
+def _first_names(schema: JsonSchema) -> set[str]:
+    """The definitions that an answer of `schema` may be as a whole."""
+    names = {schema.ref.rpartition("/")[2]} if schema.ref is not None else set[str]()
+    return names.union(*(_first_names(part) for part in schema.any_of or ()))

@@ -19,6 +19,7 @@ from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.openai_format import AnswerFormat, Endpoint, Usage, error_event
 from serving.openai_schema import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingRequest, TokenizeRequest, parse_request
+from serving.openapi import document
 from serving.service import ServedModel, Service
 
 CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody receives it, but the metrics count it
@@ -40,6 +41,12 @@ def build_api(service: Service) -> FastAPI:
         ("GET", "/health", handlers.health),
         ("GET", "/metrics", handlers.metrics),
     )
+    described = document([(method, path) for method, path, _ in routes])
+
+    async def openapi() -> Response:
+        return JSONResponse(described)
+
+    api.add_api_route("/openapi.json", openapi, methods=["GET"], response_model=None)
     for method, path, handler in routes:
         api.add_api_route(path, handler, methods=[method], response_model=None)
     api.add_exception_handler(ApiError, _on_api_error)

@@ -112,13 +112,13 @@ class Batch:
         device = self._model.device
         self._groups.append(Group(rows, torch.tensor(mask, device=device), torch.tensor(ids, device=device)))
 
-    @torch.inference_mode()
     def _advance(self, group: Group) -> list[News]:
         """One token for every row of a group; rows that ended leave it."""
         positions = (group.mask.cumsum(-1) - 1).clamp(min=0)[:, -group.next_ids.shape[1] :]
-        output = self._model(
-            input_ids=group.next_ids, attention_mask=group.mask, position_ids=positions, past_key_values=group.cache, logits_to_keep=1
-        )
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=group.next_ids, attention_mask=group.mask, position_ids=positions, past_key_values=group.cache, logits_to_keep=1
+            )
         logits = output.logits[:, -1].float().cpu()
         news = [choose(row, logits[place]) for place, row in enumerate(group.rows)]
         group.next_ids = torch.tensor([[row.last_id] for row in group.rows], device=group.mask.device)
