@@ -17,7 +17,6 @@ TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": 
 BARE = '{"name":"lamp","arguments":{"area":"Küche"}}'
 DOOR = '<tool_call>{"name":"door","arguments":"{}"}</tool_call>'
 TAGGED = f'ok <tool_call>\n{{"name": "lamp", "arguments": {{"on": true}}}}\n</tool_call>{DOOR} done'
-)
 NO_CALLS = [
     "no call here", '{"name":"other","arguments":{}}', '{"name":"lamp","arguments":[1]}', '{"name":"lamp"', '{"a":1} then {"b":2}',
     "<tool_call>not json</tool_call>", "<tool_call>{", "a <tool", '{"name":"lamp","arguments":{},"more":1}',
