@@ -41,7 +41,7 @@ def build_api(service: Service) -> FastAPI:
         ("GET", "/health", handlers.health),
         ("GET", "/metrics", handlers.metrics),
     )
-    described = document([(method, path) for method, path, _ in routes])
+    described = document([(method, path) for method, path, _ in routes], service.model.name)
 
     async def openapi() -> Response:
         return JSONResponse(described)

@@ -180,3 +180,4 @@ def test_openapi_document_holds_every_route_and_resolves() -> None:
     names = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert names <= set(schemas)
     assert {"min_p", "structured_outputs", "tool_choice", "top_logprobs"} <= set(schemas["ChatRequest"]["properties"])
+    assert schemas["ChatRequest"]["properties"]["model"]["enum"] == ["toy"]
