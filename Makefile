@@ -17,7 +17,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest test-slow check fmt lock bench clean
+.PHONY: help install demo test test-newest test-slow check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,10 @@ lock: ## write each lock in infra/locks from its .in file (needs uv)
 bench: install ## training against TRL where PEER_PYTHON has it, and serving against the bare engine
 	@$(BIN)/slipway bench train --json $(if $(PEER_PYTHON),--peer trl --peer-python $(PEER_PYTHON))
 	@$(BIN)/slipway bench serve --json
+
+fuzz: ## send a running server (URL=http://127.0.0.1:8000) what its own OpenAPI document allows, and look for 5xx
+	@test -x .venv-fuzz/bin/st || { $(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/python -m pip install -qq --disable-pip-version-check schemathesis==4.32.5; }
+	@.venv-fuzz/bin/st run $(or $(URL),http://127.0.0.1:8000)/openapi.json --checks not_a_server_error --max-examples 150 --suppress-health-check all
 
 clean: ## remove artifacts and runs; venvs stay
 	rm -rf .slipway .lint-imports.log

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,11 @@ TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 TEMPLATE_NAME = "chat_template.jinja"
 SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+# Byte-level tokenizers write printable bytes as themselves and the others, in order, as letters from U+0100 on.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+BYTES_OF_LETTERS = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -76,6 +82,20 @@ class ChatCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, special or not; U+FFFD where it is part of a character."""
+        return str(self.tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> list[int]:
+        """The bytes that one token stands for, also where they are part of a character."""
+        name = self.tokenizer.id_to_token(token_id) or ""
+        if BYTE_TOKEN.fullmatch(name):  # byte fallback, of tokenizers in the manner of SentencePiece
+            return [int(name[3:5], 16)]
+        text = self.token_text(token_id)
+        if "\ufffd" in text and all(char in BYTES_OF_LETTERS for char in name):
+            return [BYTES_OF_LETTERS[char] for char in name]
+        return list(text.encode())
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for one answer that arrives token by token."""

@@ -22,6 +22,7 @@ from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
+from serving.engines.registry import MODEL_KINDS
 from serving.process_tree import adopt_orphans, end_children
 
 READY_NAME = "serving.json"
@@ -36,7 +37,7 @@ def run(job: ServeJob) -> None:
     Raises ArtifactError and ConfigError (a port in use, too few cores) before Ray starts, TransientError when start-up takes too long.
     """
     started_s = time.time()
-    verify(job.model_dir, ("quantized",))
+    verify(job.model_dir, MODEL_KINDS[job.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_cores(job)
     ready_file = job.output_dir / READY_NAME

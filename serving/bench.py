@@ -76,7 +76,7 @@ def _engine_tokens(batch: Batch, prompts: list[list[int]], num_tokens: int) -> i
     for number, ids in enumerate(prompts):
         batch.add(number, ids, Sampling(max_tokens=num_tokens))
     while batch.has_work:
-        num_made += sum(len(ids) for _, ids, _, _ in batch.step())
+        num_made += sum(len(ids) for _, ids, *_ in batch.step())
     return num_made
 
 

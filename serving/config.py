@@ -10,6 +10,9 @@ from pydantic import Field
 from infra.config import Config
 from infra.process import Job
 
+EngineName = Literal["openvino", "torch"]
+EngineWeights = Literal["full", "int8", "nf4"]
+
 
 class QuantizeConfig(Config):
     """How the merged model is made small for its engine."""
@@ -21,6 +24,10 @@ class QuantizeConfig(Config):
 class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
+    engine: EngineName = "openvino"
+    """What computes: `openvino` reads the quantized model (CPU); `torch` is the reference, reads the merged model, on any device."""
+    weights: EngineWeights = "full"
+    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engine serves what was quantized."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)

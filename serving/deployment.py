@@ -1,7 +1,7 @@
 """The model as one Ray Serve deployment.
 
-Neither the replica nor its engine's process loads torch or transformers: the engine reads OpenVINO's own format, and the codec needs
-`tokenizers` only.
+The replica loads neither torch nor transformers, whatever its engine: that is a process of its own, and the codec needs `tokenizers` only.
+OpenVINO's process loads neither too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infra.errors import ArtifactError
 from infra.files import read_json
 from serving.config import ServeJob
 from serving.engines.base import EngineError
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.registry import make_engine
 from serving.metrics import make_metrics
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
@@ -67,7 +67,7 @@ class OpenAIServer:
         job = ServeJob.model_validate_json(job_json)
         model = read_served_model(job)
         limits = job.serve
-        self._engine = OpenVinoEngine(job.model_dir, limits.max_running_requests, limits.cache_gb, limits.cpus_per_replica)
+        self._engine = make_engine(job.model_dir, limits)
         metrics = make_metrics(model.name, self._engine)
         self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics)
         await self._engine.start()

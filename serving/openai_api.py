@@ -14,11 +14,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.choice import Order, Piece
 from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.openai_format import AnswerFormat, Endpoint, Usage, error_event
-from serving.openai_schema import ChatRequest, CompletionRequest, SamplingRequest, parse_request
-from serving.service import Order, Piece, ServedModel, Service
+from serving.openai_schema import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingRequest, TokenizeRequest, parse_request
+from serving.openapi import document
+from serving.service import ServedModel, Service
 
 CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody receives it, but the metrics count it
 EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -31,11 +33,20 @@ def build_api(service: Service) -> FastAPI:
     routes = (
         ("POST", "/v1/chat/completions", handlers.chat),
         ("POST", "/v1/completions", handlers.completion),
+        ("POST", "/v1/embeddings", handlers.embeddings),
+        ("POST", "/tokenize", handlers.tokenize),
+        ("POST", "/detokenize", handlers.detokenize),
         ("GET", "/v1/models", handlers.models),
         ("GET", "/v1/models/{name:path}", handlers.model),
         ("GET", "/health", handlers.health),
         ("GET", "/metrics", handlers.metrics),
     )
+    described = document([(method, path) for method, path, _ in routes], service.model.name)
+
+    async def openapi() -> Response:
+        return JSONResponse(described)
+
+    api.add_api_route("/openapi.json", openapi, methods=["GET"], response_model=None)
     for method, path, handler in routes:
         api.add_api_route(path, handler, methods=[method], response_model=None)
     api.add_exception_handler(ApiError, _on_api_error)
@@ -59,6 +70,22 @@ class _Handlers:
     async def completion(self, request: Request) -> Response:
         order = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
         return self._answer("completion", order, await self._service.completion_order(order))
+
+    async def embeddings(self, request: Request) -> Response:
+        await _read_body(request, self._service.limits.max_body_bytes)
+        message = f"the model {self._service.model.name!r} writes text; it gives no embeddings. Ask a server of an embedding model."
+        raise ApiError(message, param="model", code="unsupported_model")
+
+    async def tokenize(self, request: Request) -> Response:
+        order = parse_request(TokenizeRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        ids = await self._service.tokenize(order)
+        names = [self._service.codec.tokenizer.id_to_token(token) for token in ids] if order.return_token_strs else None
+        model = self._service.model
+        return JSONResponse({"count": len(ids), "max_model_len": model.context_tokens, "tokens": ids, "token_strs": names})
+
+    async def detokenize(self, request: Request) -> Response:
+        order = parse_request(DetokenizeRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        return JSONResponse({"prompt": self._service.detokenize(order)})
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [_model_body(self._service.model)]})
@@ -111,13 +138,13 @@ async def _until_disconnect(receive: Receive) -> None:
 
 async def _write_body(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send) -> None:
     """Sends the answer as one JSON body. Raises ApiError before anything is sent."""
-    texts, num_generated = [], 0
+    shown: list[Piece] = []
+    num_generated = 0
     async with aclosing(pieces):
         async for piece in pieces:
-            texts.append(piece.text)
+            shown.append(piece)
             num_generated += piece.num_tokens
-    assert piece.finish_reason is not None, "an answer ends with a finish reason or raises"
-    body = JSONResponse(answer.body("".join(texts), piece.finish_reason, Usage(num_prompt, num_generated)))
+    body = JSONResponse(answer.body(shown, Usage(num_prompt, num_generated)))
     await send({"type": "http.response.start", "status": 200, "headers": body.raw_headers})
     await send({"type": "http.response.body", "body": body.body})
 
@@ -132,9 +159,8 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
                     await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM_HEADERS})
                     has_begun = True
                 num_generated += piece.num_tokens
-                if piece.text or piece.finish_reason:
-                    event = answer.event(piece.text, piece.finish_reason)
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                if piece.is_shown:
+                    await send({"type": "http.response.body", "body": answer.event(piece), "more_body": True})
             ending = answer.last_events(Usage(num_prompt, num_generated))
         except ApiError as error:
             if not has_begun:

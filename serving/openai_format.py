@@ -1,6 +1,6 @@
 """Answers in the wire form of the OpenAI API: one JSON body, or server-sent events.
 
-The part of an event that never changes within an answer is rendered once; per event only the new text is encoded.
+The part of an event that never changes within an answer is rendered once; per event only what is new is encoded.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
-from serving.engines.base import FinishReason
+from serving.choice import LikelyToken, Piece
 from serving.service import ServedModel
 
 Endpoint = Literal["chat", "completion"]
@@ -23,7 +26,7 @@ ID_PREFIXES: dict[Endpoint, str] = {"chat": "chatcmpl-", "completion": "cmpl-"}
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one answer."""
+    """Token counts of one answer, all its choices together."""
 
     num_prompt: int
     num_generated: int
@@ -51,20 +54,25 @@ class AnswerFormat:
             "system_fingerprint": model.fingerprint,
         }
         head = json.dumps({**self._head, "object": CHUNK_OBJECTS[endpoint]}, separators=(",", ":"))
-        self._start = f'data: {head[:-1]},"choices":[{{"index":0,"logprobs":null,'
+        self._start = f'data: {head[:-1]},"choices":[{{"index":'
         self._end = (',"usage":null' if includes_usage else "") + "}\n\n"
-        self._is_first = True
+        self._begun: set[int] = set()
+        self._num_chars: defaultdict[int, int] = defaultdict(int)
 
-    def body(self, text: str, finish_reason: FinishReason, usage: Usage) -> dict[str, Any]:
+    def body(self, pieces: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         """The whole answer as one JSON body."""
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._endpoint == "chat" else {"text": text}
-        choice = {"index": 0, "logprobs": None, "finish_reason": finish_reason, **content}
-        return {**self._head, "object": OBJECTS[self._endpoint], "choices": [choice], "usage": usage.body}
+        by_index: defaultdict[int, list[Piece]] = defaultdict(list)
+        for piece in pieces:
+            by_index[piece.index].append(piece)
+        choices = [self._choice(index, by_index[index]) for index in sorted(by_index)]
+        return {**self._head, "object": OBJECTS[self._endpoint], "choices": choices, "usage": usage.body}
 
-    def event(self, text: str, finish_reason: FinishReason | None) -> bytes:
-        """One event with new text, the finish reason in the last."""
-        reason = f'"{finish_reason}"' if finish_reason else "null"
-        return f'{self._start}{self._content(text)},"finish_reason":{reason}}}]{self._end}'.encode()
+    def event(self, piece: Piece) -> bytes:
+        """One event with what is new, the finish reason in the last of a choice."""
+        reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
+        logprobs = json.dumps(self._logprobs(piece.logprobs, piece.index)) if piece.logprobs else "null"
+        content = self._content(piece)
+        return f'{self._start}{piece.index},"logprobs":{logprobs},{content},"finish_reason":{reason}}}]{self._end}'.encode()
 
     def last_events(self, usage: Usage) -> bytes:
         """What follows the last text: the token counts where asked for, and the end mark."""
@@ -73,14 +81,46 @@ class AnswerFormat:
         counts = {**self._head, "object": CHUNK_OBJECTS[self._endpoint], "choices": [], "usage": usage.body}
         return b"data: " + json.dumps(counts, separators=(",", ":")).encode() + b"\n\n" + DONE
 
-    def _content(self, text: str) -> str:
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        likely = [token for piece in pieces for token in piece.logprobs]
+        logprobs = self._logprobs(likely, index) if likely else None
+        ending = {"index": index, "logprobs": logprobs, "finish_reason": pieces[-1].finish_reason}
         if self._endpoint == "completion":
-            return f'"text":{json.dumps(text)}'
-        role = '"role":"assistant",' if self._is_first else ""
-        self._is_first = False
-        return f'"delta":{{{role}"content":{json.dumps(text)}}}'
+            return {**ending, "text": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        calls = [call.body for piece in pieces for call in piece.calls]
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        return {**ending, "message": message}
+
+    def _content(self, piece: Piece) -> str:
+        if self._endpoint == "completion":
+            return f'"text":{json.dumps(piece.text)}'
+        role = "" if piece.index in self._begun else '"role":"assistant",'
+        self._begun.add(piece.index)
+        calls = [{"index": call.index, **call.body} for call in piece.calls]
+        called = f',"tool_calls":{json.dumps(calls)}' if calls else ""
+        return f'"delta":{{{role}"content":{json.dumps(piece.text)}{called}}}'
+
+    def _logprobs(self, tokens: Sequence[LikelyToken], index: int) -> dict[str, Any]:
+        if self._endpoint == "chat":
+            shown = [{**_shown(token), "top_logprobs": [_shown(other) for other in token.top]} for token in tokens]
+            return {"content": shown, "refusal": None}
+        ends = list(accumulate((len(token.text) for token in tokens), initial=self._num_chars[index]))
+        self._num_chars[index] = ends[-1]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{other.text: other.logprob for other in (*token.top, token)} for token in tokens],
+            "text_offset": ends[:-1],
+        }
 
 
 def error_event(body: dict[str, Any]) -> bytes:
     """An error after the stream has begun, when no status can be sent any more."""
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _shown(token: LikelyToken) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": token.bytes}

@@ -10,15 +10,20 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
+from serving.engines.base import Grammar
 from serving.errors import ApiError
+from serving.openai_messages import Message, NamedTool, ResponseFormat, Schema, StreamOptions, StructuredOutputs, Tool
+from serving.wanted_grammar import forced_tools, wanted_grammar
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 IGNORED_FIELDS = (
     "metadata",
@@ -31,75 +36,7 @@ IGNORED_FIELDS = (
     "verbosity",
 )
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-
-
-class Schema(BaseModel):
-    """Base of request models: types are not converted, unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-
-class TextPart(Schema):
-    """One part of a message; only text can be read."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(Schema):
-    name: str
-    arguments: str
-
-
-class ToolCall(Schema):
-    """A call that the assistant made earlier in the chat."""
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class Message(Schema):
-    """One message of a chat."""
-
-    role: Role
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates read it: text joined, arguments as an object, `developer` under its older name."""
-        content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        if self.name is not None:
-            message["name"] = self.name
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        if self.tool_calls:
-            message["tool_calls"] = [_tool_call_for_template(call) for call in self.tool_calls]
-        return message
-
-
-class Tool(Schema):
-    type: Literal["function"]
-    function: dict[str, Any]
-    """Name, description and JSON schema, passed to the template as they are."""
-
-
-class StreamOptions(Schema):
-    include_usage: bool = False
-    include_obfuscation: bool = False
-    """Padding against traffic analysis; never added here."""
-
-
-class ResponseFormat(Schema):
-    type: Literal["text"]
-    """Only plain text so far; a JSON schema is refused rather than ignored."""
 
 
 class SamplingRequest(Schema):
@@ -111,6 +48,12 @@ class SamplingRequest(Schema):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     """An extension that vLLM has too."""
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """An extension that vLLM has too: tokens less likely than this share of the likeliest are not sampled."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    """An extension that vLLM has too: above 1, tokens of prompt and answer become less likely."""
+    structured_outputs: StructuredOutputs | None = None
+    """An extension that vLLM has too: what the answer must be."""
     ignore_eos: bool = False
     """An extension that vLLM has too: answer up to `max_tokens` whatever comes; load generators need it."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
@@ -119,7 +62,7 @@ class SamplingRequest(Schema):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @field_validator("stop")
@@ -147,6 +90,16 @@ class SamplingRequest(Schema):
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside the chosen one's log-probability; None for none at all."""
+        return None
+
+    @property
+    def grammar(self) -> tuple[Grammar, str] | None:
+        """What the answer must be, and the field that says so. Raises ApiError where that cannot be kept."""
+        return wanted_grammar(None, self.structured_outputs, ())
+
 
 class ChatRequest(SamplingRequest):
     """Body of `POST /v1/chat/completions`."""
@@ -154,10 +107,12 @@ class ChatRequest(SamplingRequest):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    """A forced call is one call; calls of the model's own are all told, unless this is false."""
     response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -167,7 +122,24 @@ class ChatRequest(SamplingRequest):
     @property
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools that the template shows to the model."""
-        return [tool.model_dump() for tool in self.tools] if self.tools and self.tool_choice != "none" else None
+        return [tool.model_dump(exclude_unset=True) for tool in self.tools] if self.tools and self.tool_choice != "none" else None
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """The tools whose calls are looked for in the answer."""
+        return frozenset(tool.function.name for tool in self.tools or () if self.tool_choice != "none")
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside the chosen one's log-probability; None for none at all."""
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError("top_logprobs is given without logprobs=true. Remove it, or ask for logprobs.", param="top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def grammar(self) -> tuple[Grammar, str] | None:
+        """What the answer must be, and the field that says so. Raises ApiError where that cannot be kept."""
+        return wanted_grammar(self.response_format, self.structured_outputs, forced_tools(self.tools, self.tool_choice))
 
 
 class CompletionRequest(SamplingRequest):
@@ -176,7 +148,8 @@ class CompletionRequest(SamplingRequest):
     prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    logprobs: None = None
+    """Answers that are made and thrown away are not offered; ask for `n`, and choose."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: None = None
 
     @property
@@ -187,8 +160,40 @@ class CompletionRequest(SamplingRequest):
         texts = [item for item in self.prompt if isinstance(item, str)]
         return texts[0] if texts else [item for item in self.prompt if isinstance(item, int)]
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are wanted beside the chosen one's log-probability; None for none at all."""
+        return self.logprobs
 
-R = TypeVar("R", bound=SamplingRequest)
+
+class TokenizeRequest(Schema):
+    """Body of `POST /tokenize`, in vLLM's shape: a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool | None = None
+    """The template writes every special token itself, so none is ever added; true is refused."""
+    return_token_strs: bool | None = None
+
+    @field_validator("add_special_tokens")
+    @classmethod
+    def _check_special(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("no special token is ever added here: templates write their own, prompts are read as they are")
+        return value
+
+
+class DetokenizeRequest(Schema):
+    """Body of `POST /detokenize`, in vLLM's shape."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+R = TypeVar("R", bound=Schema)
 
 
 def parse_request(model: type[R], body: bytes) -> R:
@@ -204,7 +209,7 @@ def parse_request(model: type[R], body: bytes) -> R:
         request = model.model_validate(known)
     except ValidationError as error:
         raise _first_problem(model, error) from error
-    if request.stream_options is not None and not request.stream:
+    if isinstance(request, SamplingRequest) and request.stream_options is not None and not request.stream:
         raise ApiError("stream_options is given without stream=true. Remove it, or ask for a stream.", param="stream_options")
     return request
 
@@ -221,11 +226,3 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> ApiError:
         return ApiError(f"{'.'.join(map(str, location))}: required, but absent.", param=param, code="missing_required_parameter")
     shown = repr(problem["input"])[:80]
     return ApiError(f"{'.'.join(map(str, location))}: {problem['msg']} (found {shown})", param=param, code="invalid_value")
-
-
-def _tool_call_for_template(call: ToolCall) -> dict[str, Any]:
-    try:
-        arguments = from_json(call.function.arguments)
-    except ValueError:
-        arguments = call.function.arguments  # what the model wrote was not JSON; the template shows it as it was
-    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}

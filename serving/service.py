@@ -7,15 +7,18 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from infra.chat import ChatCodec
 from infra.errors import ConfigError
+from serving.choice import Choice, Order, Piece
 from serving.config import ServeConfig
-from serving.engines.base import Chunk, Engine, EngineError, FinishReason, RequestRefusedError, Sampling
+from serving.engines.base import Chunk, Engine, EngineError, RequestRefusedError, Sampling
 from serving.errors import ApiError
+from serving.merge import merged
 from serving.metrics import Metrics
-from serving.openai_schema import ChatRequest, CompletionRequest, SamplingRequest
-from serving.stop_strings import StopStrings
+from serving.openai_messages import Message
+from serving.openai_schema import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingRequest, TokenizeRequest
 
 LONG_PROMPT_CHARS = 8192  # encoding this much takes about 3 ms, in which the event loop could serve others
 
@@ -33,25 +36,6 @@ class ServedModel:
     created_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A request that was found good: what to generate, and where to end."""
-
-    prompt_ids: Sequence[int]
-    sampling: Sampling
-    stop_strings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that has become readable since the last piece."""
-
-    text: str
-    num_tokens: int
-    """Tokens made since the last piece."""
-    finish_reason: FinishReason | None = None
-
-
 @dataclass
 class Service:
     """One model ready to answer."""
@@ -66,59 +50,73 @@ class Service:
 
     async def chat_order(self, request: ChatRequest) -> Order:
         """The order for a chat. Raises ApiError when it cannot be answered."""
-        self._check_model(request)
-        messages = [message.for_template for message in request.messages]
-
-        def encode() -> list[int]:
-            return self.codec.encode(messages, request.template_tools, add_generation_prompt=True)
-
-        num_chars = sum(len(message["content"]) for message in messages)
-        try:
-            prompt_ids = await _encode(encode, num_chars)
-        except (ConfigError, RecursionError) as error:
-            raise ApiError(str(error), param="messages") from error
+        self._check_model(request.model)
+        prompt_ids = await self._encode_chat(request.messages, request.template_tools, add_generation_prompt=True)
         return self._order(request, prompt_ids, "messages")
 
     async def completion_order(self, request: CompletionRequest) -> Order:
         """The order for a plain prompt. Raises ApiError when it cannot be answered."""
-        self._check_model(request)
+        self._check_model(request.model)
         prompt = request.text_or_ids
         if isinstance(prompt, str):
             text = prompt
             prompt = await _encode(lambda: self.codec.encode_text(text), len(text))
         return self._order(request, prompt, "prompt")
 
+    async def tokenize(self, request: TokenizeRequest) -> list[int]:
+        """Token ids of a prompt or of a chat, as an answer would begin with. Raises ApiError where they cannot be encoded."""
+        self._check_model(request.model or self.model.name)
+        if (request.prompt is None) == (request.messages is None):
+            raise ApiError("prompt or messages is needed, and not both. Send one of them.", param="prompt")
+        if request.messages is None:
+            text = request.prompt or ""
+            return await _encode(lambda: self.codec.encode_text(text), len(text))
+        tools = [tool.model_dump(exclude_unset=True) for tool in request.tools or ()]
+        return await self._encode_chat(request.messages, tools, request.add_generation_prompt)
+
+    def detokenize(self, request: DetokenizeRequest) -> str:
+        """Text of token ids, special tokens shown. Raises ApiError on ids that the model lacks."""
+        self._check_model(request.model or self.model.name)
+        self._check_ids(request.tokens, "tokens")
+        return str(self.codec.tokenizer.decode(request.tokens, skip_special_tokens=False))
+
     async def answer(self, order: Order) -> AsyncGenerator[Piece, None]:
         """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError 503 where the queue is full."""
-        if self.num_open >= self.limits.max_running_requests + self.limits.max_queued_requests:
+        if self.num_open + order.num_choices > self.limits.max_running_requests + self.limits.max_queued_requests:
             raise ApiError(f"{self.num_open} requests are running or waiting, which is all this replica takes. Retry later.", 503)
-        self.num_open += 1
+        self.num_open += order.num_choices
         started_s = time.perf_counter()
-        decoder, stops = self.codec.stream_decoder(), StopStrings(order.stop_strings)
+        self.metrics.prompt_tokens.inc(len(order.prompt_ids))
+        choices = [self._choice(order, index) for index in range(order.num_choices)]
         try:
-            async with aclosing(self._timed_chunks(order)) as chunks:
-                async for chunk in chunks:
-                    text = stops.feed("".join(map(decoder.feed, chunk.ids)))
-                    if stops.is_found:
-                        yield Piece(text, len(chunk.ids), "stop")
-                        return
-                    if chunk.finish_reason is not None:
-                        text += stops.flush()
-                    yield Piece(text, len(chunk.ids), chunk.finish_reason)
+            async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
+                async for piece in pieces:
+                    yield piece
         except RequestRefusedError as error:
             raise ApiError(error.message) from error
         except EngineError as error:
             raise ApiError(error.message, 503) from error
         finally:
-            self.num_open -= 1
+            self.num_open -= order.num_choices
             self.metrics.request_duration.observe(time.perf_counter() - started_s)
 
-    async def _timed_chunks(self, order: Order) -> AsyncGenerator[Chunk, None]:
+    async def _choice(self, order: Order, index: int) -> AsyncGenerator[Piece, None]:
+        """One of the choices; they share the prompt in the engine's prefix cache, and differ by their seeds."""
+        choice, sampling = Choice(self.codec, order, index), order.sampling
+        if index and sampling.seed is not None:
+            sampling = sampling.model_copy(update={"seed": sampling.seed + index})
+        async with aclosing(self._timed_chunks(order.prompt_ids, sampling)) as chunks:
+            async for chunk in chunks:
+                piece = choice.read(chunk)
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+
+    async def _timed_chunks(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
         started_s = last_s = time.perf_counter()
-        self.metrics.prompt_tokens.inc(len(order.prompt_ids))
         has_begun = False
-        async with aclosing(self.engine.generate(order.prompt_ids, order.sampling)) as chunks:
+        async with aclosing(self.engine.generate(prompt_ids, sampling)) as chunks:
             async for chunk in chunks:
                 now_s = time.perf_counter()
                 if chunk.ids:
@@ -130,29 +128,59 @@ class Service:
                     has_begun, last_s = True, now_s
                 yield chunk
 
-    def _check_model(self, request: SamplingRequest) -> None:
-        if request.model != self.model.name:
-            message = f"the model {request.model!r} does not exist here; {self.model.name!r} is served."
+    async def _encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> list[int]:
+        shown = [message.for_template for message in messages]
+
+        def encode() -> list[int]:
+            return self.codec.encode(shown, tools, add_generation_prompt)
+
+        try:
+            return await _encode(encode, sum(len(message["content"]) for message in shown))
+        except (ConfigError, RecursionError) as error:
+            raise ApiError(str(error), param="messages") from error
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self.model.vocabulary_tokens:
+            raise ApiError(f"{param}: a token id outside 0 to {self.model.vocabulary_tokens - 1}.", param=param, code="invalid_token_id")
+
+    def _check_model(self, name: str) -> None:
+        if name != self.model.name:
+            message = f"the model {name!r} does not exist here; {self.model.name!r} is served."
             raise ApiError(message, 404, param="model", code="model_not_found")
 
     def _order(self, request: SamplingRequest, prompt_ids: Sequence[int], param: str) -> Order:
         if not prompt_ids:
             raise ApiError(f"{param}: an empty prompt; at least one token is needed.", param=param)
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.model.vocabulary_tokens:
-            raise ApiError(f"{param}: a token id outside 0 to {self.model.vocabulary_tokens - 1}.", param=param, code="invalid_token_id")
-        return Order(prompt_ids, self._sampling(request, len(prompt_ids)), request.stop_strings)
+        self._check_ids(prompt_ids, param)
+        tool_names, is_single = frozenset[str](), False
+        if isinstance(request, ChatRequest):
+            tool_names, is_single = request.tool_names, request.parallel_tool_calls is False
+        sampling = self._sampling(request, len(prompt_ids))
+        return Order(prompt_ids, sampling, request.stop_strings, request.n or 1, tool_names, is_single)
 
     def _sampling(self, request: SamplingRequest, num_prompt: int) -> Sampling:
-        return Sampling(
+        grammar, grammar_param = request.grammar or (None, None)
+        sampling = Sampling(
             max_tokens=self._max_tokens(request.wanted_tokens, num_prompt),
             temperature=request.temperature or 0.0,
             top_p=1.0 if request.top_p is None else request.top_p,
             top_k=request.top_k,
+            min_p=request.min_p or 0.0,
             seed=request.seed,
             presence_penalty=request.presence_penalty or 0.0,
             frequency_penalty=request.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+            logprobs=request.num_logprobs,
+            grammar=grammar,
             stop_ids=() if request.ignore_eos else self.model.stop_ids,
         )
+        if refusal := self.engine.capabilities.refusal(sampling):
+            lacking, reason = refusal
+            param = grammar_param if lacking == "grammar" else "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"
+            raise ApiError(f"{param}: {reason}", param=param, code="unsupported_parameter")
+        return sampling
 
     def _max_tokens(self, wanted: int | None, num_prompt: int) -> int:
         """New tokens to make at most. Raises ApiError where the context or the server's own limit has no room for what is wanted."""

@@ -22,7 +22,7 @@ class StopStrings:
         if found:
             self.is_found, self._held = True, ""
             return held[: min(found)]
-        num_held = max(_overlap(held, stop) for stop in self._stops)
+        num_held = max(overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - num_held :]
         return held[: len(held) - num_held]
 
@@ -32,7 +32,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that starts `stop`, the whole of it excluded."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

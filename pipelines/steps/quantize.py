@@ -9,7 +9,7 @@ from serving.config import QuantizeConfig, QuantizeJob
 
 def step(spec: Spec) -> Step:
     """The step that needs the merged model."""
-    return Step("quantize", 1, "quantized", spec.quantize, run, needs={spec.merged_by: "merged"})
+    return Step("quantize", 2, "quantized", spec.quantize, run, needs={spec.merged_by: "merged"})
 
 
 def run(config: QuantizeConfig, context: StepContext) -> None:

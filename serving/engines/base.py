@@ -3,6 +3,7 @@
 - Token ids in, token ids out; text never enters an engine.
 - An engine never hangs a request: it ends with a finish reason, or raises.
 - A consumer that stops iterating cancels its request.
+- What an engine cannot do stands in its `Capabilities`, and nothing that it lacks is ever asked of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from infra.config import Config
 from infra.errors import ConfigError, TransientError
 
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_schema", "regex"]
 
 
 class EngineError(TransientError):
@@ -23,6 +25,14 @@ class EngineError(TransientError):
 
 class RequestRefusedError(ConfigError):
     """This engine can never answer this request, for example because its prompt is larger than the whole cache."""
+
+
+class Grammar(Config):
+    """What the text of an answer must be; checked by `serving.grammars`, so that no engine can choke on it."""
+
+    kind: GrammarKind
+    text: str
+    """The JSON schema, or the regular expression, which the whole answer matches."""
 
 
 class Sampling(Config):
@@ -36,12 +46,59 @@ class Sampling(Config):
     """Share of the probability mass to sample from."""
     top_k: int | None = None
     """Number of likeliest tokens to sample from; absent means all."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are never sampled."""
     seed: int | None = None
     """Start of the random numbers; absent means a new one each time."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Divides what speaks for a token that prompt or answer already hold; 1 leaves it."""
+    logprobs: int | None = None
+    """Absent: none. Otherwise the log-probability of each token comes with it, and of this many of the likeliest ones beside it.
+
+    Of a greedy answer these are the model's own; of a sampled one, those of the distribution that was sampled from.
+    """
+    grammar: Grammar | None = None
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the answer; they are not part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine with this model can do beyond plain and sampled answers."""
+
+    engine: str
+    """Its name, for messages."""
+    max_top_logprobs: int
+    """Most alternatives beside the chosen token; 0: the chosen one's log-probability only."""
+    grammars: frozenset[GrammarKind] = frozenset()
+    no_grammar_reason: str = "it has no constrained decoding"
+    """Shown where a grammar is asked for and `grammars` lacks it."""
+
+    def refusal(self, sampling: Sampling) -> tuple[Literal["logprobs", "grammar"], str] | None:
+        """The first thing in `sampling` that the engine cannot do, and why; None where it can do all of it."""
+        if (sampling.logprobs or 0) > self.max_top_logprobs:
+            most = self.max_top_logprobs or "only the chosen token"
+            return (
+                "logprobs",
+                f"{sampling.logprobs} likeliest tokens are asked for; the engine {self.engine!r} tells {most}. Ask for fewer.",
+            )
+        if sampling.grammar is not None and sampling.grammar.kind not in self.grammars:
+            return (
+                "grammar",
+                f"the engine {self.engine!r} cannot constrain an answer to a {sampling.grammar.kind}: {self.no_grammar_reason}.",
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one token was."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest token ids and their log-probabilities, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +109,8 @@ class Chunk:
     """New token ids, stop token left out; empty only in a last chunk."""
     finish_reason: FinishReason | None = None
     """Set on the last chunk."""
+    logprobs: Sequence[TokenLogprob] = ()
+    """One for each of `ids`; empty unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +134,10 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Ends every request with EngineError and frees the model."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be asked of it."""
 
     @property
     def failure(self) -> str | None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from serving.engines.base import Chunk, EngineError, Figures, Sampling
+from serving.engines.base import Capabilities, Chunk, EngineError, Figures, GrammarKind, Sampling, TokenLogprob
+
+GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
+ALL = Capabilities("scripted", max_top_logprobs=20, grammars=GRAMMARS)
+LOGPROB = -0.5
 
 
 class ScriptedEngine:
@@ -14,11 +18,19 @@ class ScriptedEngine:
     `fails_after` chunks it breaks for good; with `is_endless` it repeats its answer until cancelled.
     """
 
-    def __init__(self, answer_ids: Sequence[int], chunk_tokens: int = 1, fails_after: int | None = None, is_endless: bool = False) -> None:
+    def __init__(
+        self,
+        answer_ids: Sequence[int],
+        chunk_tokens: int = 1,
+        fails_after: int | None = None,
+        is_endless: bool = False,
+        capabilities: Capabilities = ALL,
+    ) -> None:
         self._answer_ids = tuple(answer_ids)
         self._chunk_tokens = chunk_tokens
         self._fails_after = fails_after
         self._is_endless = is_endless
+        self._capabilities = capabilities
         self._failure: str | None = None
         self._num_running = 0
         self.seen: list[tuple[tuple[int, ...], Sampling]] = []
@@ -31,6 +43,11 @@ class ScriptedEngine:
     async def stop(self) -> None:
         """Makes every later request fail."""
         self._failure = "the engine was stopped"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As told; all of it by default, grammars being asked for and never kept."""
+        return self._capabilities
 
     @property
     def failure(self) -> str | None:
@@ -48,7 +65,7 @@ class ScriptedEngine:
         self._num_running += 1
         is_done = False
         try:
-            async for chunk in self._chunks(sampling.max_tokens):
+            async for chunk in self._chunks(sampling.max_tokens, sampling.logprobs):
                 is_done = chunk.finish_reason is not None
                 yield chunk
         except EngineError:
@@ -58,7 +75,7 @@ class ScriptedEngine:
             self._num_running -= 1
             self.num_cancelled += not is_done
 
-    async def _chunks(self, max_tokens: int) -> AsyncGenerator[Chunk, None]:
+    async def _chunks(self, max_tokens: int, num_top: int | None) -> AsyncGenerator[Chunk, None]:
         ids = self._answer_ids if self._is_endless else self._answer_ids[:max_tokens]
         num_chunks = 0
         while True:
@@ -69,7 +86,9 @@ class ScriptedEngine:
                 if self._failure is not None:
                     raise EngineError(self._failure)
                 num_chunks += 1
-                yield Chunk(ids[start : start + self._chunk_tokens])
+                part = ids[start : start + self._chunk_tokens]
+                told = [TokenLogprob(LOGPROB, tuple((token, LOGPROB) for _ in range(num_top or 0))) for token in part]
+                yield Chunk(part, None, () if num_top is None else told)
             if not self._is_endless:
                 yield Chunk((), "length" if len(self._answer_ids) > max_tokens else "stop")
                 return

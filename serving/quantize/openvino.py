@@ -1,6 +1,6 @@
 """Makes the merged model small for OpenVINO: weights in INT8, per channel, without data.
 
-- Only the model itself is exported: the engine takes token ids, so no OpenVINO tokenizer is needed beside it.
+- The engine takes token ids; the OpenVINO tokenizer beside the model only tells its grammar compiler the vocabulary.
 - The tokenizer and template files are copied byte by byte, so encoding stays what it was in training.
 - Correctness is not judged here: the pipeline compares the answers of this model with those of the adapter.
 """
@@ -22,6 +22,7 @@ from infra.process import Progress, run_program
 from serving.config import QuantizeJob
 
 MODEL_NAME = "openvino_model.xml"
+TOKENIZER_NAMES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 TASK = "text-generation-with-past"
 COPIED_NAMES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 NUM_STAGES = 5
@@ -50,6 +51,7 @@ def quantize(job: QuantizeJob) -> None:
     for name in COPIED_NAMES:
         if (job.merged_dir / name).is_file():
             shutil.copyfile(job.merged_dir / name, job.output_dir / name)
+    _export_tokenizer(job.output_dir)
     facts = merged.model.model_copy(update={"quantization": job.quantize.format})
     write_manifest(job.output_dir, "quantized", job.provenance, facts, {"merged": merged.digest})
     progress.report(NUM_STAGES, NUM_STAGES)
@@ -98,6 +100,21 @@ def _export(model_dir: Path, target: Path) -> None:
             f"{model_dir}: optimum-intel has no export of {model_type!r} models: {error}. Choose another base model."
         ) from error
     export(model, make_config(model.config, use_past=True, use_past_in_inputs=True), target, stateful=True)
+
+
+def _export_tokenizer(folder: Path) -> None:
+    """The tokenizer of `folder` in OpenVINO's form. Raises ConfigError on a kind of tokenizer that openvino-tokenizers lacks."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        models = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:  # a library's edge: whatever it raises, it means that it cannot convert this one
+        raise ConfigError(f"{folder}: openvino-tokenizers cannot convert this tokenizer: {error}. Choose another base model.") from error
+    for model, name in zip(models, TOKENIZER_NAMES, strict=True):
+        openvino.save_model(model, folder / name)
 
 
 def _compress(source: Path, target: Path) -> None:

@@ -204,3 +204,50 @@ def test_app_tampered_model_exits_2_naming_file_and_both_digests(
     assert "openvino_model.bin" in stderr
     assert digest in stderr
     assert len([word for word in stderr.replace(",", " ").replace(".", " ").split() if len(word) == 64]) == 2
+
+
+def test_client_knows_every_new_field(client: openai.OpenAI, toy_server: Any) -> None:
+    several = client.chat.completions.create(
+        model="toy", messages=MESSAGES, max_tokens=6, n=2, temperature=1.0, seed=3, logprobs=True,
+        extra_body={"min_p": 0.01, "repetition_penalty": 1.1},
+    )  # fmt: skip
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert several.choices[0].message.content != several.choices[1].message.content
+    assert several.choices[0].logprobs is not None
+    assert several.choices[0].logprobs.content is not None
+    assert all(token.logprob <= 0 for token in several.choices[0].logprobs.content)
+    plain = client.completions.create(model="toy", prompt="lamp", max_tokens=3, logprobs=0)
+    assert plain.choices[0].logprobs is not None
+    assert len(plain.choices[0].logprobs.tokens or ()) == 3
+    chosen = client.chat.completions.create(
+        model="toy", messages=MESSAGES, max_tokens=20, extra_body={"structured_outputs": {"choice": ["on", "off (now)"]}}
+    )
+    assert chosen.choices[0].message.content in ("on", "off (now)")
+    with pytest.raises(openai.BadRequestError, match="openvino") as raised:
+        client.chat.completions.create(model="toy", messages=MESSAGES, logprobs=True, top_logprobs=2)
+    assert raised.value.param == "top_logprobs"
+    with pytest.raises(openai.BadRequestError, match="embeddings"):
+        client.embeddings.create(model="toy", input="lamp")
+    assert httpx.post(f"{toy_server.url}/tokenize", json={"prompt": "lamp"}).json()["count"] >= 1
+
+
+def test_client_tool_call_and_schema_whole_and_streamed(client: openai.OpenAI) -> None:
+    properties = {"on": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["on"], "additionalProperties": False}
+    tools: Any = [{"type": "function", "function": {"name": "lamp", "parameters": schema}}]
+    body: Any = {"model": "toy", "messages": MESSAGES, "temperature": 1.5, "seed": 4, "max_tokens": 150}
+    whole = client.chat.completions.create(**body, tools=tools, tool_choice="required").choices[0]
+    assert whole.finish_reason == "tool_calls"
+    (call,) = whole.message.tool_calls or ()
+    stream = client.chat.completions.create(
+        **body, tools=tools, tool_choice={"type": "function", "function": {"name": "lamp"}}, stream=True
+    )
+    (delta,) = [part for chunk in stream for part in chunk.choices[0].delta.tool_calls or ()]
+    assert call.type == "function"
+    assert call.function.name == delta.function.name == "lamp"
+    assert set(json.loads(call.function.arguments)) == {"on"} == set(json.loads(delta.function.arguments))
+    answer = client.chat.completions.create(
+        **body, response_format={"type": "json_schema", "json_schema": {"name": "lamp", "schema": schema}}
+    ).choices[0]
+    assert set(json.loads(answer.message.content or "")) == {"on"}
+    client.chat.completions.create(model="toy", messages=MESSAGES, max_tokens=2)  # and the engine goes on

@@ -23,6 +23,8 @@ from infra.provenance import Provenance
 from serving.config import PredictJob
 from serving.engines import openvino_steps
 from serving.engines.base import EngineError, RequestRefusedError, Sampling
+from serving.engines.child import answer_until_closed
+from serving.engines.messages import JsonLines
 from serving.engines.openvino import OpenVinoEngine
 from serving.limits import cache_tokens
 from serving.predict import predict
@@ -184,10 +186,10 @@ class BreakingEngine(OpenVinoEngine):
 
         def answer() -> None:
             with theirs:
-                lines = openvino_steps.JsonLines(theirs)
+                lines = JsonLines(theirs)
                 settings = lines.read(wait=True)[0]
                 lines.write({"ready": True})
-                openvino_steps.answer_until_closed(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4), lines)
+                answer_until_closed(openvino_steps.Batch(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4)), lines)
 
         threading.Thread(target=answer, daemon=True).start()
         return ours
@@ -251,7 +253,7 @@ def test_engine_unreadable_model_is_refused(tmp_path: Path) -> None:
     async def use(engine: OpenVinoEngine) -> None:
         raise AssertionError("it must not start")
 
-    with pytest.raises(ArtifactError, match="OpenVINO cannot load it"):
+    with pytest.raises(ArtifactError, match="openvino cannot load it"):
         with_engine(tmp_path, use)
     assert not engine_processes()
 

@@ -66,6 +66,10 @@ def events(response: httpx.Response) -> list[Any]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
+def json_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 BAD_BODIES: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     (CHAT, {"messages": USER}, 400, "model", "missing_required_parameter"),
     (CHAT, {"model": "toy"}, 400, "messages", "missing_required_parameter"),
@@ -94,14 +98,37 @@ BAD_BODIES: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     (CHAT, {"model": "toy", "messages": USER, "seed": 1 << 70}, 400, "seed", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "presence_penalty": 3}, 400, "presence_penalty", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "frequency_penalty": -3}, 400, "frequency_penalty", "invalid_value"),
-    (CHAT, {"model": "toy", "messages": USER, "n": 2}, 400, "n", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "n": 17}, 400, "n", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "min_p": 1.5}, 400, "min_p", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "repetition_penalty": 0}, 400, "repetition_penalty", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "stop": ["x"] * 10000}, 400, "stop", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "stop": [""]}, 400, "stop", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "stop": [5]}, 400, "stop", "invalid_value"),
     (CHAT, {"model": "toy", "messages": USER, "stream_options": {"include_usage": True}}, 400, "stream_options", None),
-    (CHAT, {"model": "toy", "messages": USER, "response_format": {"type": "json_object"}}, 400, "response_format", "invalid_value"),
-    (CHAT, {"model": "toy", "messages": USER, "tool_choice": "required"}, 400, "tool_choice", "invalid_value"),
-    (CHAT, {"model": "toy", "messages": USER, "logprobs": True}, 400, "logprobs", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "response_format": {"type": "yaml"}}, 400, "response_format", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "response_format": json_format({"minimum": 1})}, 400, "response_format", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "structured_outputs": {}}, 400, "structured_outputs", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "structured_outputs": {"regex": "(?=a)"}}, 400, "structured_outputs", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "structured_outputs": {"json": "{"}}, 400, "structured_outputs", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "tool_choice": "required"}, 400, "tool_choice", None),
+    (CHAT, {"model": "toy", "messages": USER, "tool_choice": {"function": {"name": "x"}}}, 400, "tool_choice", None),
+    (CHAT, {"model": "toy", "messages": USER, "tool_choice": "maybe"}, 400, "tool_choice", "invalid_value"),
+    (CHAT, {"model": "toy", "messages": USER, "top_logprobs": 3}, 400, "top_logprobs", None),
+    (CHAT, {"model": "toy", "messages": USER, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
+    (
+        CHAT,
+        {"model": "toy", "messages": USER, "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        400,
+        "structured_outputs",
+        None,
+    ),
+    (COMPLETION, {"model": "toy", "prompt": "x", "logprobs": 21}, 400, "logprobs", "invalid_value"),
+    (COMPLETION, {"model": "toy", "prompt": "x", "best_of": 2}, 400, "best_of", "invalid_value"),
+    ("/v1/embeddings", {"model": "toy", "input": "x"}, 400, "model", "unsupported_model"),
+    ("/tokenize", {"prompt": "x", "messages": USER}, 400, "prompt", None),
+    ("/tokenize", {"prompt": "x", "add_special_tokens": True}, 400, "add_special_tokens", "invalid_value"),
+    ("/tokenize", {"model": "other", "prompt": "x"}, 404, "model", "model_not_found"),
+    ("/detokenize", {"tokens": [256]}, 400, "tokens", "invalid_token_id"),
     (CHAT, {"model": "toy", "messages": USER, "temprature": 1}, 400, "temprature", "unknown_parameter"),
     (COMPLETION, {"model": "toy"}, 400, "prompt", "missing_required_parameter"),
     (COMPLETION, {"model": "toy", "prompt": ""}, 400, "prompt", None),
@@ -127,7 +154,7 @@ def test_api_bad_parameter_gives_4xx_that_names_it(
     assert engine.seen == []
 
 
-NAN_TOOL = b'{"model":"toy","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"a":NaN}}]}'
+NAN_TOOL = b'{"model":"toy","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","a":NaN}}]}'
 LONE_SURROGATE = b'{"model":"toy","messages":[{"role":"user","content":"\\ud800"}]}'
 
 
@@ -144,7 +171,12 @@ def test_api_deeply_nested_tool_schema_is_no_server_error() -> None:
     nested: dict[str, Any] = {}
     for _ in range(150):
         nested = {"a": nested}
-    body = {"model": "toy", "messages": USER, "tools": [{"type": "function", "function": nested}]}
+    body = {
+        "model": "toy",
+        "messages": USER,
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": nested}}],
+        "tool_choice": "required",
+    }
     assert request(make_api(scripted("x")), "POST", CHAT, json=body).status_code in (200, 400)
 
 
@@ -242,12 +274,12 @@ def test_stop_string_across_tokens_ends_answer_before_it(chunk_tokens: int, stop
 def test_sampling_parameters_reach_the_engine() -> None:
     engine = scripted("x")
     body = {"model": "toy", "prompt": "x", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 4, "presence_penalty": 1,
-            "frequency_penalty": -1}  # fmt: skip
+            "frequency_penalty": -1, "min_p": 0.1, "repetition_penalty": 1.5, "logprobs": 2}  # fmt: skip
     api = make_api(engine)
     request(api, "POST", COMPLETION, json=body)
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "x", "ignore_eos": True})
     first, second = (sampling for _, sampling in engine.seen)
-    assert first.model_dump() == {**{key: body[key] for key in body if key not in ("model", "prompt")}, "stop_ids": (7,)}
+    assert first.model_dump() == {**{key: body[key] for key in body if key not in ("model", "prompt")}, "grammar": None, "stop_ids": (7,)}
     assert (second.temperature, second.max_tokens, second.stop_ids) == (0.0, ServeConfig().default_max_tokens, ())
 
 

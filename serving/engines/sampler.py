@@ -1,0 +1,88 @@
+"""Picks the next token of one request from its logits, as `Sampling` says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from serving.engines.base import Sampling
+from serving.engines.messages import News
+
+
+class Row:
+    """One request: what it was asked, and what it has made."""
+
+    def __init__(self, number: int, prompt_ids: list[int], sampling: Sampling) -> None:
+        self.number = number
+        self.prompt_ids = prompt_ids
+        self.sampling = sampling
+        self.made: Counter[int] = Counter()
+        self.num_made = 0
+        self.last_id = prompt_ids[-1]
+        self.random = torch.Generator()
+        if sampling.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(sampling.seed % (1 << 63))
+
+
+def choose(row: Row, logits: torch.Tensor) -> News:
+    """The next token of `row`, noted in it. `logits`: (vocabulary) in 32 bits on the CPU; they are not changed."""
+    sampling = row.sampling
+    scores = penalized(row, logits)
+    if sampling.temperature == 0:
+        token = int(scores.argmax())
+        spread = logits
+    else:
+        spread = filtered(scores / max(sampling.temperature, 1e-4), sampling)
+        token = int(torch.multinomial(spread.softmax(-1), 1, generator=row.random))
+    told = None if sampling.logprobs is None else [_told(spread, token, sampling.logprobs)]
+    if token in sampling.stop_ids:
+        return row.number, [], told and [], "stop", None
+    row.last_id = token
+    row.made[token] += 1
+    row.num_made += 1
+    return row.number, [token], told, "length" if row.num_made >= sampling.max_tokens else None, None
+
+
+def penalized(row: Row, logits: torch.Tensor) -> torch.Tensor:
+    """Logits with the penalties of what was made, and for repetition of the prompt too; (vocabulary).
+
+    Source: frequency and presence as the OpenAI API reference defines them; repetition: Keskar et al., CTRL (arXiv:1909.05858), eq. 2.
+    """
+    sampling = row.sampling
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt_ids, *row.made}))
+        values = logits[seen]
+        penalty = sampling.repetition_penalty
+        logits = logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+    if row.made and (sampling.presence_penalty or sampling.frequency_penalty):
+        made = torch.tensor(list(row.made))
+        counts = torch.tensor(list(row.made.values()), dtype=logits.dtype)
+        logits = logits.index_add(0, made, -(sampling.presence_penalty + sampling.frequency_penalty * counts))
+    return logits
+
+
+def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits with minus infinity for what top-k, then top-p, then min-p rule out; the likeliest token always stays."""
+    if sampling.top_k is not None and sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        values, order = logits.softmax(-1).sort(descending=True)
+        is_out = torch.empty_like(order, dtype=torch.bool)
+        is_out[order] = values.cumsum(-1) - values >= sampling.top_p  # a token stays where those before it lack mass
+        logits = logits.masked_fill(is_out, -torch.inf)
+    if sampling.min_p > 0:
+        odds = logits.softmax(-1)
+        logits = logits.masked_fill(odds < sampling.min_p * odds.max(), -torch.inf)
+    return logits
+
+
+def _told(spread: torch.Tensor, token: int, num_top: int) -> Any:
+    """`[log-probability of the token, the likeliest as (id, log-probability)]`; what was ruled out is not told."""
+    logprobs = spread.log_softmax(-1)
+    values, ids = logprobs.topk(min(num_top, len(logprobs)))
+    top = [(one, value) for one, value in zip(ids.tolist(), values.tolist(), strict=True) if value > -torch.inf]
+    return float(logprobs[token]), top

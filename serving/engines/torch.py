@@ -1,0 +1,22 @@
+"""PyTorch and transformers as an engine: the reference, on any device; `torch_steps.py` is its process, and the only one with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.config import ServeConfig
+from serving.engines.base import Capabilities
+from serving.engines.process import ProcessEngine
+
+CAPABILITIES = Capabilities(engine="torch", max_top_logprobs=20)
+
+
+def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
+    """The engine that `config` describes, for a merged model; nothing is loaded before it starts."""
+    settings = {
+        "model_dir": str(model_dir.absolute()),
+        "max_running_requests": config.max_running_requests,
+        "weights": config.weights,
+        "num_threads": config.cpus_per_replica,
+    }
+    return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES)

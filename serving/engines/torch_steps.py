@@ -1,0 +1,152 @@
+"""`python -m serving.engines.torch_steps FD`: a transformers model that answers requests in batches, in a process of its own.
+
+- Requests that arrive together begin together, as one padded group with one key-value cache; those that come later form further groups.
+- A step gives every group one token; a request that has ended leaves its group at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
+from transformers.utils import logging
+
+from serving.config import EngineWeights
+from serving.engines.base import Sampling
+from serving.engines.child import run_engine
+from serving.engines.messages import News
+from serving.engines.sampler import Row, choose
+
+
+@dataclass
+class Group:
+    """Requests that began together; their tokens stand right-aligned, so that the next one has one place in all."""
+
+    rows: list[Row]
+    mask: torch.Tensor
+    """(rows, tokens), 1 where a token stands and 0 where padding does."""
+    next_ids: torch.Tensor
+    """(rows, new tokens) that the model has not seen yet."""
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Drops all rows but those at `places`."""
+        if len(places) == len(self.rows):
+            return
+        index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
+        self.rows = [self.rows[place] for place in places]
+        self.mask, self.next_ids = self.mask[index], self.next_ids[index]
+        if places and self.cache.get_seq_length():
+            self.cache.batch_select_indices(index)
+
+
+class Batch:
+    """The requests of one model, up to `max_running_requests` of them at once."""
+
+    def __init__(self, model: Any, max_running_requests: int) -> None:
+        self._model = model
+        self._max_running = max_running_requests
+        self._waiting: dict[int, Row] = {}
+        self._groups: list[Group] = []
+        self._cancelled: set[int] = set()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._groups)
+
+    @property
+    def figures(self) -> tuple[int, int, float]:
+        """Requests running and waiting; the cache has no bound of its own, so none of it is ever in use."""
+        return self._num_running, len(self._waiting), 0.0
+
+    @property
+    def _num_running(self) -> int:
+        return sum(len(group.rows) for group in self._groups)
+
+    def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
+        """Takes a request in; news only where it is refused."""
+        if not prompt_ids:
+            return number, [], None, None, "an empty prompt; at least one token is needed"
+        self._waiting[number] = Row(number, prompt_ids, sampling)
+        return None
+
+    def cancel(self, number: int) -> None:
+        """Forgets a request; the next step frees its cache."""
+        if self._waiting.pop(number, None) is None:
+            self._cancelled.add(number)
+
+    def clear(self) -> None:
+        """Forgets all requests."""
+        self._waiting.clear()
+        self._groups.clear()
+
+    def step(self) -> list[News]:
+        """Computes the next token of every request."""
+        for group in self._groups:
+            group.keep([place for place, row in enumerate(group.rows) if row.number not in self._cancelled])
+        self._cancelled.clear()
+        self._admit()
+        news: list[News] = []
+        for group in self._groups:
+            if group.rows:
+                news += self._advance(group)
+        self._groups = [group for group in self._groups if group.rows]
+        return news
+
+    def _admit(self) -> None:
+        """Forms a group of the waiting requests that there is room for."""
+        numbers = list(self._waiting)[: self._max_running - self._num_running]
+        if not numbers:
+            return
+        rows = [self._waiting.pop(number) for number in numbers]
+        width = max(len(row.prompt_ids) for row in rows)
+        paddings = [width - len(row.prompt_ids) for row in rows]
+        ids = [[0] * padding + row.prompt_ids for padding, row in zip(paddings, rows, strict=True)]
+        mask = [[0] * padding + [1] * (width - padding) for padding in paddings]
+        device = self._model.device
+        self._groups.append(Group(rows, torch.tensor(mask, device=device), torch.tensor(ids, device=device)))
+
+    def _advance(self, group: Group) -> list[News]:
+        """One token for every row of a group; rows that ended leave it."""
+        positions = (group.mask.cumsum(-1) - 1).clamp(min=0)[:, -group.next_ids.shape[1] :]
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=group.next_ids, attention_mask=group.mask, position_ids=positions, past_key_values=group.cache, logits_to_keep=1
+            )
+        logits = output.logits[:, -1].float().cpu()
+        news = [choose(row, logits[place]) for place, row in enumerate(group.rows)]
+        group.next_ids = torch.tensor([[row.last_id] for row in group.rows], device=group.mask.device)
+        group.mask = torch.cat([group.mask, group.mask.new_ones(len(group.rows), 1)], dim=1)
+        group.keep([place for place, one in enumerate(news) if one[3] is None])
+        return news
+
+
+def make_batch(model_dir: str, max_running_requests: int, weights: EngineWeights, num_threads: int | None) -> Batch:
+    """The batch of a merged model's folder. Raises OSError or ValueError when transformers cannot read it.
+
+    On a CPU it computes in 32 bits, on a GPU in bfloat16; only safetensors are read.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "device_map": device}
+    if weights == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif weights == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    return Batch(AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval(), max_running_requests)
+
+
+if __name__ == "__main__":
+    run_engine(int(sys.argv[1]), make_batch)
