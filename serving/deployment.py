@@ -14,6 +14,7 @@ from infra.chat import load_codec
 from infra.contracts import read_manifest
 from infra.errors import ArtifactError
 from infra.files import read_json
+from serving.admission import Gate
 from serving.config import ServeJob
 from serving.engines.base import EngineError
 from serving.engines.openvino import OpenVinoEngine
@@ -69,7 +70,8 @@ class OpenAIServer:
         limits = job.serve
         self._engine = OpenVinoEngine(job.model_dir, limits.max_running_requests, limits.cache_gb, limits.cpus_per_replica)
         metrics = make_metrics(model.name, self._engine)
-        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics)
+        gate = Gate(limits.max_running_requests, limits.max_queued_requests)
+        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done

@@ -14,6 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import Access, Caller
+from serving.admission import Claim
 from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.openai_format import AnswerFormat, Endpoint, Usage, error_event
@@ -42,6 +44,7 @@ def build_api(service: Service) -> FastAPI:
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(Exception, _on_crash)
+    api.add_middleware(Access, limits=service.limits)
     api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(path for _, path, _ in routes))
     return api
 
@@ -53,12 +56,14 @@ class _Handlers:
         self._service = service
 
     async def chat(self, request: Request) -> Response:
-        order = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
-        return self._answer("chat", order, await self._service.chat_order(order))
+        asked = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        caller = _require_caller(request, asked)
+        return self._answer("chat", asked, await self._service.chat_order(asked), caller)
 
     async def completion(self, request: Request) -> Response:
-        order = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
-        return self._answer("completion", order, await self._service.completion_order(order))
+        asked = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        caller = _require_caller(request, asked)
+        return self._answer("completion", asked, await self._service.completion_order(asked), caller)
 
     async def models(self) -> Response:
         return JSONResponse({"object": "list", "data": [_model_body(self._service.model)]})
@@ -78,10 +83,11 @@ class _Handlers:
     async def metrics(self) -> Response:
         return Response(generate_latest(self._service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order) -> Response:
+    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller) -> Response:
+        claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
         answer = AnswerFormat(endpoint, self._service.model, request.includes_usage)
         write = _write_events if request.stream else _write_body
-        return _WhileConnected(lambda send: write(self._service.answer(order), answer, len(order.prompt_ids), send))
+        return _WhileConnected(lambda send: write(self._service.answer(order, claim), answer, len(order.prompt_ids), send))
 
 
 class _WhileConnected(Response):
@@ -141,6 +147,13 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
                 raise
             ending = error_event(error.body)
     await send({"type": "http.response.body", "body": ending})
+
+
+def _require_caller(request: Request, asked: SamplingRequest) -> Caller:
+    """Who sent the request. Raises ApiError 403 where its priority is not theirs to ask for."""
+    caller: Caller = request.state.caller
+    caller.require_priority(asked.priority or 0)
+    return caller
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

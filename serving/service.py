@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from infra.chat import ChatCodec
 from infra.errors import ConfigError
+from serving.admission import Claim, Gate, Ticket
 from serving.config import ServeConfig
 from serving.engines.base import Chunk, Engine, EngineError, FinishReason, RequestRefusedError, Sampling
 from serving.errors import ApiError
@@ -61,8 +62,7 @@ class Service:
     codec: ChatCodec
     limits: ServeConfig
     metrics: Metrics
-    num_open: int = 0
-    """Orders being answered or waiting."""
+    gate: Gate
 
     async def chat_order(self, request: ChatRequest) -> Order:
         """The order for a chat. Raises ApiError when it cannot be answered."""
@@ -88,15 +88,12 @@ class Service:
             prompt = await _encode(lambda: self.codec.encode_text(text), len(text))
         return self._order(request, prompt, "prompt")
 
-    async def answer(self, order: Order) -> AsyncGenerator[Piece, None]:
-        """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError 503 where the queue is full."""
-        if self.num_open >= self.limits.max_running_requests + self.limits.max_queued_requests:
-            raise ApiError(f"{self.num_open} requests are running or waiting, which is all this replica takes. Retry later.", 503)
-        self.num_open += 1
+    async def answer(self, order: Order, claim: Claim) -> AsyncGenerator[Piece, None]:
+        """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError, 429 where the queue is full."""
         started_s = time.perf_counter()
         decoder, stops = self.codec.stream_decoder(), StopStrings(order.stop_strings)
         try:
-            async with aclosing(self._timed_chunks(order)) as chunks:
+            async with self.gate.place(claim) as ticket, aclosing(self._timed_chunks(order, ticket)) as chunks:
                 async for chunk in chunks:
                     text = stops.feed("".join(map(decoder.feed, chunk.ids)))
                     if stops.is_found:
@@ -110,10 +107,9 @@ class Service:
         except EngineError as error:
             raise ApiError(error.message, 503) from error
         finally:
-            self.num_open -= 1
             self.metrics.request_duration.observe(time.perf_counter() - started_s)
 
-    async def _timed_chunks(self, order: Order) -> AsyncGenerator[Chunk, None]:
+    async def _timed_chunks(self, order: Order, ticket: Ticket) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
         started_s = last_s = time.perf_counter()
         self.metrics.prompt_tokens.inc(len(order.prompt_ids))
@@ -123,6 +119,7 @@ class Service:
                 now_s = time.perf_counter()
                 if chunk.ids:
                     self.metrics.generated_tokens.inc(len(chunk.ids))
+                    self.gate.charge(ticket, len(chunk.ids))
                     if has_begun:
                         self.metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))
                     else:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from infra.chat import ChatCodec, compile_template
+from serving.admission import Gate
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
 from serving.metrics import make_metrics
@@ -41,7 +42,9 @@ def byte_codec() -> ChatCodec:
 
 def make_api(engine: ScriptedEngine, **limits: Any) -> FastAPI:
     model = ServedModel("toy", "fp_1", CONTEXT_TOKENS, vocabulary_tokens=256, stop_ids=(7,), created_s=1)
-    return build_api(Service(model, engine, byte_codec(), ServeConfig(**limits), make_metrics("toy", engine)))
+    config = ServeConfig(**limits)
+    gate = Gate(config.max_running_requests, config.max_queued_requests)
+    return build_api(Service(model, engine, byte_codec(), config, make_metrics("toy", engine), gate))
 
 
 def scripted(text: str, **options: Any) -> ScriptedEngine:
@@ -273,7 +276,7 @@ def test_engine_failure_within_a_stream_ends_it_with_an_error_event() -> None:
     assert "as scripted" in last["error"]["message"]
 
 
-def test_full_queue_gives_503_with_retry_after() -> None:
+def test_full_queue_gives_429_with_retry_after() -> None:
     async def fill_and_ask() -> httpx.Response:
         api = make_api(scripted("x", is_endless=True), max_running_requests=1, max_queued_requests=1)
         body = {"model": "toy", "prompt": "x"}
@@ -288,9 +291,10 @@ def test_full_queue_gives_503_with_retry_after() -> None:
         return response
 
     response = asyncio.run(fill_and_ask())
-    assert response.status_code == 503
+    assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
-    assert "2 requests" in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == "rate_limit_exceeded"
+    assert "1 requests are running and 1 waiting" in response.json()["error"]["message"]
 
 
 def test_finished_requests_leave_the_queue() -> None:
