@@ -107,7 +107,15 @@ def test_keys_valid_key_is_answered_and_others_get_401_in_openai_shape(key_file:
     _, secret = api_keys.add(key_file, "me")
     api = keyed_api(key_file)
     assert request(api, "POST", COMPLETION, json=BODY, headers=bearer(secret)).status_code == 200
-    for headers in ({}, bearer("sk-wrong"), bearer(secret[:-1]), bearer(secret + "x"), {"authorization": secret}, bearer("é" * 2000)):
+    for headers in (
+        {},
+        bearer("sk-wrong"),
+        bearer(secret[:-1]),
+        bearer(secret + "x"),
+        {"authorization": secret},
+        {"authorization": f"Basic {secret}"},
+        bearer("é" * 2000),
+    ):
         raw = {name: value.encode() for name, value in headers.items()}
         for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/nope")):
             response = request(api, method, path, content=b"{", headers=raw)
@@ -146,6 +154,26 @@ def test_keys_priority_beyond_the_keys_own_gives_403(key_file: Path) -> None:
         return request(api, "POST", COMPLETION, json={**BODY, "priority": priority}, headers=bearer(secret)).status_code
 
     assert [ask(plain, 1), ask(plain, -1), ask(urgent, -10), ask(urgent, -11)] == [200, 403, 200, 403]
+
+
+def test_keys_share_a_busy_server_by_the_tokens_they_got(key_file: Path) -> None:
+    """One place, and answers of 20 tokens for one key and of 2 for the other: the second gets about ten for each of the first's."""
+    (_, long), (_, short) = api_keys.add(key_file, "long"), api_keys.add(key_file, "short")
+
+    async def scene() -> list[int]:
+        engine = ScriptedEngine([65] * 20)
+        api = make_api(engine, api_keys_file=key_file, max_running_requests=1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            calls = [
+                client.post(COMPLETION, json={**BODY, "prompt": [1], "max_tokens": num_tokens}, headers=bearer(secret))
+                for _ in range(12)
+                for secret, num_tokens in ((long, 20), (short, 2))
+            ]
+            assert {response.status_code for response in await asyncio.gather(*calls)} == {200}
+        return [sampling.max_tokens for _, sampling in engine.seen]
+
+    order = asyncio.run(scene())
+    assert order[:9].count(20) <= 2
 
 
 def test_keys_file_keeps_no_key_and_no_two_are_alike(key_file: Path) -> None:

@@ -147,21 +147,25 @@ def test_gate_waiting_request_that_leaves_gives_up_its_seat() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize("leaves_first", [True, False])
-def test_gate_request_that_leaves_as_it_is_called_in_keeps_no_place(leaves_first: bool) -> None:
+@pytest.mark.parametrize("order", ["waiting leaves first", "place is given first", "place becomes free first"])
+def test_gate_request_that_leaves_as_it_is_called_in_keeps_no_place(order: str) -> None:
     async def scene() -> None:
         gate, end = Gate(1, 5), asyncio.Event()
         running = asyncio.create_task(hold(gate, claim(), end))
         waiting = asyncio.create_task(hold(gate, claim(), asyncio.Event()))
         await settle()
-        if leaves_first:
+        if order == "waiting leaves first":
             waiting.cancel()
             running.cancel()
-        else:
+        elif order == "place is given first":
             running.cancel()
             await asyncio.sleep(0)
             waiting.cancel()
-        await asyncio.gather(running, waiting, return_exceptions=True)
+        else:
+            end.set()
+            waiting.cancel()
+        outcomes = await asyncio.gather(running, waiting, return_exceptions=True)
+        assert not any(isinstance(outcome, asyncio.InvalidStateError) for outcome in outcomes)
         assert (gate.num_running, gate.num_waiting) == (0, 0)
         end.set()
         await hold(gate, claim(), end)
