@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 
 from infra.chat import load_codec
@@ -18,7 +19,7 @@ from serving.admission import Gate
 from serving.config import ServeJob
 from serving.engines.base import EngineError
 from serving.engines.openvino import OpenVinoEngine
-from serving.metrics import make_metrics
+from serving.metrics import make_metrics, merge
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
 
@@ -26,6 +27,7 @@ APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 # Ray Serve must never be the one to queue: it would hold what our own limit is to refuse, and health checks with it.
 SPARE_REQUESTS = 1024
+METRICS_TIMEOUT_S = 3.0
 
 
 def build_app(job: ServeJob) -> Application:
@@ -69,13 +71,26 @@ class OpenAIServer:
         model = read_served_model(job)
         limits = job.serve
         self._engine = OpenVinoEngine(job.model_dir, limits.max_running_requests, limits.cache_gb, limits.cpus_per_replica)
-        metrics = make_metrics(model.name, self._engine)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
+        metrics = make_metrics(model.name, self._engine, gate, serve.get_replica_context().replica_tag)
         self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
-        return build_api(self._service)
+        return build_api(self._service, self._all_metrics if self._service.limits.num_replicas > 1 else None)
+
+    async def metrics_text(self) -> str:
+        """This replica's figures, for the one that answers a scrape."""
+        return self._service.metrics.text
+
+    async def _all_metrics(self) -> str:
+        """The figures of all replicas that answer; those of this one alone where one hangs."""
+        handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APPLICATION_NAME)
+        try:
+            answers = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except (RayError, TimeoutError):
+            answers = []
+        return merge([answer for answer in answers if isinstance(answer, str)] or [self._service.metrics.text])
 
     async def check_health(self) -> None:
         """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -26,10 +26,10 @@ CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody rec
 EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-def build_api(service: Service) -> FastAPI:
-    """The routes in front of `service`."""
+def build_api(service: Service, all_metrics: Callable[[], Awaitable[str]] | None = None) -> FastAPI:
+    """The routes in front of `service`; `all_metrics` gives the figures of all replicas where there is more than this one."""
     api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
-    handlers = _Handlers(service)
+    handlers = _Handlers(service, all_metrics)
     routes = (
         ("POST", "/v1/chat/completions", handlers.chat),
         ("POST", "/v1/completions", handlers.completion),
@@ -52,8 +52,9 @@ def build_api(service: Service) -> FastAPI:
 class _Handlers:
     """One method a route."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, all_metrics: Callable[[], Awaitable[str]] | None) -> None:
         self._service = service
+        self._all_metrics = all_metrics
 
     async def chat(self, request: Request) -> Response:
         asked = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
@@ -81,7 +82,8 @@ class _Handlers:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self) -> Response:
-        return Response(generate_latest(self._service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        text = await self._all_metrics() if self._all_metrics else self._service.metrics.text
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller) -> Response:
         claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
@@ -227,4 +229,4 @@ class _CountRequests:
             await self._app(scope, receive, note_status)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(model=self._metrics.model_name, path=path, status=str(status)).inc()
+            self._metrics.requests.labels(*self._metrics.labels, path, str(status)).inc()

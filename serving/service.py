@@ -90,42 +90,58 @@ class Service:
 
     async def answer(self, order: Order, claim: Claim) -> AsyncGenerator[Piece, None]:
         """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError, 429 where the queue is full."""
-        started_s = time.perf_counter()
+        arrived_s = time.perf_counter()
         decoder, stops = self.codec.stream_decoder(), StopStrings(order.stop_strings)
+        reason = None
         try:
-            async with self.gate.place(claim) as ticket, aclosing(self._timed_chunks(order, ticket)) as chunks:
+            async with self.gate.place(claim) as ticket, aclosing(self._timed_chunks(order, ticket, arrived_s)) as chunks:
+                reason = "abort"
                 async for chunk in chunks:
                     text = stops.feed("".join(map(decoder.feed, chunk.ids)))
                     if stops.is_found:
+                        reason = "stop"
                         yield Piece(text, len(chunk.ids), "stop")
                         return
                     if chunk.finish_reason is not None:
+                        reason = chunk.finish_reason
                         text += stops.flush()
                     yield Piece(text, len(chunk.ids), chunk.finish_reason)
         except RequestRefusedError as error:
+            reason = "error"
             raise ApiError(error.message) from error
         except EngineError as error:
+            reason = "error"
             raise ApiError(error.message, 503) from error
         finally:
-            self.metrics.request_duration.observe(time.perf_counter() - started_s)
+            if reason is not None:  # it had a place
+                self.metrics.finished.labels(*self.metrics.labels, reason).inc()
+                self.metrics.request_duration.observe(time.perf_counter() - arrived_s)
 
-    async def _timed_chunks(self, order: Order, ticket: Ticket) -> AsyncGenerator[Chunk, None]:
+    async def _timed_chunks(self, order: Order, ticket: Ticket, arrived_s: float) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
+        metrics = self.metrics
         started_s = last_s = time.perf_counter()
-        self.metrics.prompt_tokens.inc(len(order.prompt_ids))
-        has_begun = False
-        async with aclosing(self.engine.generate(order.prompt_ids, order.sampling)) as chunks:
-            async for chunk in chunks:
-                now_s = time.perf_counter()
-                if chunk.ids:
-                    self.metrics.generated_tokens.inc(len(chunk.ids))
-                    self.gate.charge(ticket, len(chunk.ids))
-                    if has_begun:
-                        self.metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))
-                    else:
-                        self.metrics.first_token.observe(now_s - started_s)
-                    has_begun, last_s = True, now_s
-                yield chunk
+        first_s: float | None = None
+        metrics.prompt_tokens.inc(len(order.prompt_ids))
+        metrics.queue_time.observe(ticket.waited_s)
+        try:
+            async with aclosing(self.engine.generate(order.prompt_ids, order.sampling)) as chunks:
+                async for chunk in chunks:
+                    now_s = time.perf_counter()
+                    if chunk.ids:
+                        metrics.generated_tokens.inc(len(chunk.ids))
+                        self.gate.charge(ticket, len(chunk.ids))
+                        if first_s is None:
+                            first_s = now_s
+                            metrics.first_token.observe(now_s - arrived_s)
+                            metrics.prefill_time.observe(now_s - started_s)
+                        else:
+                            metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))
+                        last_s = now_s
+                    yield chunk
+        finally:
+            if first_s is not None:
+                metrics.decode_time.observe(last_s - first_s)
 
     def _check_model(self, request: SamplingRequest) -> None:
         if request.model != self.model.name:

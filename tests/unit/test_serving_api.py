@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from infra.chat import ChatCodec, compile_template
 from serving.admission import Gate
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
-from serving.metrics import make_metrics
+from serving.metrics import make_metrics, merge
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
 
@@ -44,7 +45,7 @@ def make_api(engine: ScriptedEngine, **limits: Any) -> FastAPI:
     model = ServedModel("toy", "fp_1", CONTEXT_TOKENS, vocabulary_tokens=256, stop_ids=(7,), created_s=1)
     config = ServeConfig(**limits)
     gate = Gate(config.max_running_requests, config.max_queued_requests)
-    return build_api(Service(model, engine, byte_codec(), config, make_metrics("toy", engine), gate))
+    return build_api(Service(model, engine, byte_codec(), config, make_metrics("toy", engine, gate, "r1"), gate))
 
 
 def scripted(text: str, **options: Any) -> ScriptedEngine:
@@ -356,19 +357,42 @@ def test_metrics_count_requests_tokens_and_status() -> None:
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": ""})
     request(api, "GET", "/scan/1")
     text = request(api, "GET", "/metrics").text
-    for line in (
-        'slipway_requests_total{model="toy",path="/v1/completions",status="200"} 1.0',
-        'slipway_requests_total{model="toy",path="/v1/completions",status="400"} 1.0',
-        'slipway_requests_total{model="toy",path="other",status="404"} 1.0',
-        'slipway_prompt_tokens_total{model="toy"} 3.0',
-        'slipway_generated_tokens_total{model="toy"} 4.0',
-        'slipway_time_to_first_token_seconds_count{model="toy"} 1.0',
-        'slipway_inter_token_seconds_count{model="toy"} 3.0',
-        'slipway_request_duration_seconds_count{model="toy"} 1.0',
-        'slipway_running_requests{model="toy"} 0.0',
-        'slipway_engine_up{model="toy"} 1.0',
+    lines = text.splitlines()
+    for path, status in (("/v1/completions", 200), ("/v1/completions", 400), ("other", 404)):
+        assert f'slipway_requests_total{{model_name="toy",path="{path}",replica="r1",status="{status}"}} 1.0' in lines
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="toy",replica="r1"} 1.0' in lines
+    for name, value in (
+        ("vllm:prompt_tokens_total", 3),
+        ("vllm:generation_tokens_total", 4),
+        ("vllm:time_to_first_token_seconds_count", 1),
+        ("vllm:inter_token_latency_seconds_count", 3),
+        ("vllm:e2e_request_latency_seconds_count", 1),
+        ("vllm:request_queue_time_seconds_count", 1),
+        ("vllm:request_prefill_time_seconds_count", 1),
+        ("vllm:request_decode_time_seconds_count", 1),
+        ("vllm:num_requests_running", 0),
+        ("vllm:num_requests_waiting", 0),
+        ("vllm:kv_cache_usage_perc", 0),
+        ("slipway_engine_up", 1),
+        ("slipway_requests_refused_total", 0),
     ):
-        assert line in text.splitlines()
+        assert f'{name}{{model_name="toy",replica="r1"}} {value:.1f}' in lines
+
+
+def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
+    texts = []
+    for replica in ("r1", "r2"):
+        engine, gate = scripted("x"), Gate(1, 1)
+        metrics = make_metrics("toy", engine, gate, replica)
+        metrics.prompt_tokens.inc(3)
+        texts.append(metrics.text)
+    merged = merge(texts)
+    families = list(text_string_to_metric_families(merged))
+    assert len({family.name for family in families}) == len(families)
+    (prompt,) = [family for family in families if family.name == "vllm:prompt_tokens"]
+    totals = {sample.labels["replica"]: sample.value for sample in prompt.samples if sample.name.endswith("_total")}
+    assert totals == {"r1": 3.0, "r2": 3.0}
+    assert len(merged.splitlines()) == 2 * len(texts[0].splitlines()) - merged.count("# ")
 
 
 def test_models_lists_the_one_model_and_knows_no_other() -> None:
