@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ def test_metrics_any_replica_answers_for_both(start_toy_server: Callable[..., An
     try:
         server.wait_ready()
         body = {"model": "toy", "prompt": "lamp", "max_tokens": 4, "ignore_eos": True}
+        deadline_s = time.monotonic() + 60
         while len(made_by_replica(server.url)) < 2:  # the second may start a moment later
-            pass
+            assert time.monotonic() < deadline_s, "the second replica is not there in time"
         for _ in range(20):
             assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
         scrapes = [made_by_replica(server.url) for _ in range(6)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -393,6 +395,17 @@ def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
     totals = {sample.labels["replica"]: sample.value for sample in prompt.samples if sample.name.endswith("_total")}
     assert totals == {"r1": 3.0, "r2": 3.0}
     assert len(merged.splitlines()) == 2 * len(texts[0].splitlines()) - merged.count("# ")
+
+
+def test_dashboard_names_only_metrics_that_are_served_and_all_of_vllms() -> None:
+    expressions = re.findall(r'"expr": "(.*)"', (Path(__file__).parents[2] / "infra/grafana/serving.json").read_text())
+    named = {name for expression in expressions for name in re.findall(r"(?:vllm:|slipway_)\w+", expression)}
+    api = make_api(scripted("abcd"))
+    request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "xyz"})
+    served = set(re.findall(r"^([\w:]+){", request(api, "GET", "/metrics").text, re.MULTILINE))
+    assert named <= served
+    families = {re.sub("_(created|sum|count)$", "", name) for name in served if name.startswith("vllm:")}
+    assert {name for name in families if name in served} <= named
 
 
 def test_models_lists_the_one_model_and_knows_no_other() -> None:
