@@ -27,12 +27,13 @@ from infra.errors import ConfigError
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.openai_format import error_event
+from serving.request_log import LOGGER_NAME
 
 REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 KEYS_LOOK_S = 1.0  # a revoked key is refused after at most this long
 
-log = logging.getLogger("slipway.serving")
+log = logging.getLogger(LOGGER_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class Access:
 
     async def _run(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         started: Mapping[str, Any] | None = None
+        begun_s = time.perf_counter()
 
         async def note_start(message: Message) -> None:
             nonlocal started
@@ -153,6 +155,17 @@ class Access:
                 await _send_error(error, scope, receive, send)
             else:  # only a stream of events takes time between its start and its end
                 await send({"type": "http.response.body", "body": error_event(error.body)})
+            outcome = "deadline"
+        else:
+            outcome = "done" if started else "client left"
+        self._log(caller, scope, outcome, started["status"] if started else None, time.perf_counter() - begun_s)
+
+    def _log(self, caller: Caller, scope: Scope, outcome: str, status: int | None, duration_s: float) -> None:
+        fields = {"request_id": caller.request_id, "key": caller.owner, "method": scope["method"], "path": scope["path"]}
+        fields |= {"status": status, "outcome": outcome, "duration_s": round(duration_s, 4)}
+        if self._limits.log_prompts and (asked := scope["state"].get("asked")):
+            fields["asked"] = asked.model_dump(exclude_unset=True)
+        log.info("request", extra={"fields": fields})
 
 
 def _timeout_s(headers: Headers, limit_s: float) -> float:

@@ -46,6 +46,8 @@ class ServeConfig(Config):
     """File that `slipway keys` writes; with it every request needs `Authorization: Bearer KEY`. Changes count within a second."""
     open_paths: tuple[Literal["/health", "/metrics"], ...] = ("/health", "/metrics")
     """Paths that need no key all the same; `[]` closes them too. Probes of Kubernetes can send no key."""
+    log_prompts: bool = False
+    """Whether the request log (`requests-REPLICA.jsonl` beside the server's own) holds what was asked, prompts and all."""
     start_timeout_s: float = Field(120.0, gt=0)
     """How long start-up may take before it counts as failed."""
     drain_timeout_s: float = Field(10.0, ge=0)

@@ -15,6 +15,7 @@ from infra.chat import load_codec
 from infra.contracts import read_manifest
 from infra.errors import ArtifactError
 from infra.files import read_json
+from serving import request_log
 from serving.admission import Gate
 from serving.config import ServeJob
 from serving.engines.base import EngineError
@@ -70,9 +71,11 @@ class OpenAIServer:
         job = ServeJob.model_validate_json(job_json)
         model = read_served_model(job)
         limits = job.serve
+        replica = serve.get_replica_context().replica_tag
+        request_log.write_to(job.output_dir.absolute(), replica)
         self._engine = OpenVinoEngine(job.model_dir, limits.max_running_requests, limits.cache_gb, limits.cpus_per_replica)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
-        metrics = make_metrics(model.name, self._engine, gate, serve.get_replica_context().replica_tag)
+        metrics = make_metrics(model.name, self._engine, gate, replica)
         self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
         await self._engine.start()
 

@@ -152,9 +152,10 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
 
 
 def _require_caller(request: Request, asked: SamplingRequest) -> Caller:
-    """Who sent the request. Raises ApiError 403 where its priority is not theirs to ask for."""
+    """Who sent the request, which is noted for the log. Raises ApiError 403 where its priority is not theirs to ask for."""
     caller: Caller = request.state.caller
     caller.require_priority(asked.priority or 0)
+    request.state.asked = asked
     return caller
 
 

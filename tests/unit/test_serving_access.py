@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 
 from infra import api_keys
 from infra.errors import ConfigError
-from serving import access
+from serving import access, request_log
 from serving.engines.scripted import ScriptedEngine
 from tests.unit.test_serving_api import CHAT, COMPLETION, make_api, request, scripted
 
@@ -202,3 +203,20 @@ def test_keys_wrong_names_and_values_are_refused(key_file: Path) -> None:
     with pytest.raises(ConfigError, match="Its keys: me"):
         api_keys.revoke(key_file, "you")
     assert os.listdir(key_file.parent).count("keys.json") == 1
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_request_log_has_ids_and_outcomes_and_prompts_only_when_asked_for(tmp_path: Path, log_prompts: bool) -> None:
+    request_log.write_to(tmp_path, "r1")
+    try:
+        api = make_api(scripted("x"), log_prompts=log_prompts)
+        body = {"model": "toy", "messages": [{"role": "user", "content": "a secret wish"}]}
+        request(api, "POST", CHAT, json=body, headers={"X-Request-Id": "mine-7"})
+        request(api, "POST", CHAT, json={**body, "temperature": "secret"})
+    finally:
+        logging.getLogger(request_log.LOGGER_NAME).handlers.pop().close()
+    text = (tmp_path / "requests-r1.jsonl").read_text()
+    good, bad = (json.loads(line) for line in text.splitlines())
+    assert (good["request_id"], good["status"], good["outcome"], bad["status"]) == ("mine-7", 200, "done", 400)
+    assert bad["request_id"]
+    assert ("secret" in text) is log_prompts
