@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from infra.config import Config
 from infra.errors import ConfigError
 
@@ -16,6 +18,8 @@ class Settings(Config):
     """Folder of artifacts, runs and the local MLflow store (`SLIPWAY_HOME`, default `.slipway` here)."""
     tracking_uri: str
     """MLflow server (`MLFLOW_TRACKING_URI`, default sqlite in the home folder, by absolute path)."""
+    api_key: SecretStr | None = None
+    """Key that the commands send to a server that asks for one (`SLIPWAY_API_KEY`)."""
     ray_address: str | None = None
     """Running Ray cluster that training joins (`RAY_ADDRESS`, `auto` or `host:port`); absent means a Ray of this machine for each run."""
 
@@ -28,6 +32,11 @@ class Settings(Config):
     def staging_dir(self) -> Path:
         """Outputs of steps that have not finished; a killed step resumes from here."""
         return self.home / "staging"
+
+    @property
+    def api_keys_file(self) -> Path:
+        """Where `slipway keys` keeps the keys' digests unless told otherwise."""
+        return self.home / "api_keys.json"
 
     @property
     def runs_dir(self) -> Path:
@@ -44,6 +53,7 @@ def load_settings() -> Settings:
     return Settings(
         home=home,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or default_uri,
+        api_key=SecretStr(key) if (key := os.environ.get("SLIPWAY_API_KEY")) else None,
         ray_address=os.environ.get("RAY_ADDRESS") or None,
     )
 

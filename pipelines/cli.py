@@ -16,9 +16,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at a dataset before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`).", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 SpecPath = Annotated[Path, typer.Argument(help="The spec file (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one key of the spec; may be repeated.")]
+KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; api_keys.json in SLIPWAY_HOME where absent.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 
@@ -94,6 +97,36 @@ def data_check(spec: SpecPath, overrides: Overrides = None, json: AsJson = False
     from pipelines import commands
 
     commands.data_check(spec, overrides or [], as_json=json, quiet=quiet)
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Who will use the key.")],
+    file: KeyFile = None,
+    weight: Annotated[float, typer.Option(help="Share of a busy server beside the other keys.")] = 1.0,
+    top_priority: Annotated[int, typer.Option(help="Smallest, so most urgent, priority that its requests may ask for.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once."""
+    from pipelines import keys
+
+    keys.add(name, file, weight, top_priority, as_json=json)
+
+
+@keys_app.command("list")
+def keys_list(file: KeyFile = None, json: AsJson = False) -> None:
+    """The keys that are valid, without the keys themselves."""
+    from pipelines import keys
+
+    keys.show(file, as_json=json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: Annotated[str, typer.Argument(help="Name or id of the key.")], file: KeyFile = None) -> None:
+    """Make a key invalid; servers that read the file refuse it within a second."""
+    from pipelines import keys
+
+    keys.revoke(name, file)
 
 
 @app.command()

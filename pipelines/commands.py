@@ -77,12 +77,13 @@ def serve(target: str, overrides: list[str], quiet: bool) -> None:
 
 def chat(message: str | None, url: str, system: str | None, max_tokens: int) -> None:
     """`slipway chat`: one message, or a conversation until an empty line."""
-    model = serving_client.model_names(url)[0]
+    api_key = load_settings().api_key
+    model = serving_client.model_names(url, api_key)[0]
     messages = [{"role": "system", "content": system}] if system else []
     while text := message or (input("> ") if sys.stdin.isatty() else sys.stdin.readline().strip()):
         messages.append({"role": "user", "content": text})
         answer = ""
-        for piece in serving_client.stream_chat(url, {"model": model, "messages": messages, "max_tokens": max_tokens}):
+        for piece in serving_client.stream_chat(url, {"model": model, "messages": messages, "max_tokens": max_tokens}, api_key):
             answer += piece
             print(piece, end="", flush=True)
         print()

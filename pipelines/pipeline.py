@@ -55,7 +55,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.note(f"\n{version.name} version {version.version} is @{registry.CHAMPION}")
         if will_serve:
             with serving(settings, version.folder, spec.name, spec.serve) as served:
-                result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, display)
+                result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, settings, display)
                 _record_report(result, tracked, run_dir)
                 _say_where(settings, run_dir, display)
                 if keep_serving:
@@ -87,12 +87,12 @@ def tracked_run(spec: Spec, settings: Settings, run_dir: Path) -> Iterator[Track
         yield Tracked(client, settings.tracking_uri, experiment_id, run_id)
 
 
-def ask_sample(served: Served, rows_dir: Path, display: Display) -> dict[str, Any]:
+def ask_sample(served: Served, rows_dir: Path, settings: Settings, display: Display) -> dict[str, Any]:
     """Sends the first held-out row to the server and shows the answer."""
     with (rows_dir / "heldout.jsonl").open(encoding="utf-8") as stream:
         messages = sample_messages([next(stream)])
     request = {"model": served.model_name, "messages": messages, "temperature": 0, "max_tokens": 64}
-    response = chat(served.url, request)
+    response = chat(served.url, request, settings.api_key)
     display.note(f"\nPOST {served.url}/v1/chat/completions")
     display.note(f"  user       {messages[-1]['content']}")
     display.note(f"  assistant  {response['choices'][0]['message']['content']}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 
-from infra import models
+from infra import api_keys, models
 from infra.errors import ConfigError
 from infra.files import require_free_space
 from infra.network import SERVE_PORT_OPTION, require_free_port
@@ -33,12 +33,9 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     without room, a port in use.
     """
     problems = []
-    checks = (
-        partial(serveable.check_source, spec),
-        partial(_check_modules, planned),
-        partial(_check_disk, spec, planned, settings),
-        partial(_check_port, spec, will_serve),
-    )
+    checks = [partial(serveable.check_source, spec), partial(_check_modules, planned), partial(_check_disk, spec, planned, settings)]
+    if will_serve:
+        checks += [partial(_check_port, spec), partial(_check_key, spec, settings)]
     for inspect in checks:
         try:
             inspect()
@@ -69,6 +66,15 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
     require_free_space(settings.home, weights_bytes * WEIGHT_COPIES + BASE_NEED_BYTES, "this run's models")
 
 
-def _check_port(spec: Spec, will_serve: bool) -> None:
-    if will_serve:
-        require_free_port(spec.serve.host, spec.serve.port, SERVE_PORT_OPTION)
+def _check_port(spec: Spec) -> None:
+    require_free_port(spec.serve.host, spec.serve.port, SERVE_PORT_OPTION)
+
+
+def _check_key(spec: Spec, settings: Settings) -> None:
+    """The run ends with a request to the server, which has to let it in."""
+    path = spec.serve.api_keys_file
+    if path is None:
+        return
+    keys = api_keys.read(path)
+    if settings.api_key is None or api_keys.find(keys, settings.api_key.get_secret_value()) is None:
+        raise ConfigError(f"serve.api_keys_file {path}: SLIPWAY_API_KEY holds none of its keys. Set it to one, or serve without the file.")

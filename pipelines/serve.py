@@ -9,10 +9,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from infra.errors import TransientError
+from pydantic import SecretStr
+
+from infra.errors import ConfigError, TransientError
 from infra.files import read_json
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import Job
@@ -64,15 +67,15 @@ def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeC
             ready_file.unlink(missing_ok=True)
 
 
-def chat(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One chat completion. Raises TransientError when the server cannot be reached or refuses."""
-    with _post(url, body) as response:
+def chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> dict[str, Any]:
+    """One chat completion. Raises TransientError when the server cannot be reached or refuses, ConfigError when it wants another key."""
+    with _post(url, body, api_key) as response:
         return dict(json.load(response))
 
 
-def stream_chat(url: str, body: dict[str, Any]) -> Iterator[str]:
+def stream_chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> Iterator[str]:
     """The pieces of text of one streamed chat completion."""
-    with _post(url, {**body, "stream": True}) as response:
+    with _post(url, {**body, "stream": True}, api_key) as response:
         for line in response:
             data = line.decode().removeprefix("data: ").strip()
             if not data or data == "[DONE]":
@@ -81,23 +84,30 @@ def stream_chat(url: str, body: dict[str, Any]) -> Iterator[str]:
                 yield choice.get("delta", {}).get("content") or ""
 
 
-def model_names(url: str) -> list[str]:
-    """The models a server offers. Raises TransientError when it cannot be reached."""
-    with _open(urllib.request.Request(f"{url}/v1/models")) as response:
+def model_names(url: str, api_key: SecretStr | None) -> list[str]:
+    """The models a server offers. Raises TransientError when it cannot be reached, ConfigError when it wants another key."""
+    with _open(urllib.request.Request(f"{url}/v1/models"), api_key) as response:
         return [model["id"] for model in json.load(response)["data"]]
 
 
-def _post(url: str, body: dict[str, Any]) -> Any:
+def _post(url: str, body: dict[str, Any], api_key: SecretStr | None) -> Any:
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
-    return _open(request)
+    return _open(request, api_key)
 
 
-def _open(request: urllib.request.Request) -> Any:
+def _open(request: urllib.request.Request, api_key: SecretStr | None) -> Any:
+    if api_key is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {api_key.get_secret_value()}")
     try:
         return urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            found = "no key was sent" if api_key is None else "the key that was sent is not valid there"
+            raise ConfigError(
+                f"{request.full_url}: {found}. Set SLIPWAY_API_KEY to one that is; `slipway keys add NAME` makes one."
+            ) from error
         raise TransientError(f"{request.full_url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from error
     except OSError as error:
         raise TransientError(f"{request.full_url} cannot be reached ({error}). Is `slipway serve` running there?") from error

@@ -12,10 +12,13 @@ import os
 import signal
 import sys
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from infra import api_keys
 from infra.contracts import verify
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import write_json_atomic
@@ -34,12 +37,13 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError and ConfigError (a port in use, too few cores) before Ray starts, TransientError when start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores, no file of API keys) before Ray starts, TransientError when
+    start-up takes too long.
     """
     started_s = time.time()
     verify(job.model_dir, MODEL_KINDS[job.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_cores(job)
+    job = _with_keys(_with_cores(job))
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -68,6 +72,15 @@ def _with_cores(job: ServeJob) -> ServeJob:
             "Lower serve.num_replicas or serve.cpus_per_replica."
         )
     return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
+
+
+def _with_keys(job: ServeJob) -> ServeJob:
+    """The job with an absolute path to the API keys, if any are wanted. Raises ConfigError when they cannot be read."""
+    path = job.serve.api_keys_file
+    if path is None:
+        return job
+    api_keys.read(path)
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
 
 
 def _start(job: ServeJob) -> None:
@@ -114,6 +127,8 @@ def _is_healthy(base_url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{base_url}/health", timeout=LOOK_S) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.UNAUTHORIZED  # it asks for a key even here, which only a replica that is up does
     except OSError:  # refused, or answered with another status: not ready yet
         return False
 

@@ -37,7 +37,10 @@ class ServeConfig(Config):
     max_running_requests: int = Field(64, ge=1, le=4096)
     """Requests one replica decodes together."""
     max_queued_requests: int = Field(256, ge=0)
-    """Requests that may wait; further ones are answered 503 with Retry-After."""
+    """Requests that may wait at one replica; further ones are answered 429 with Retry-After."""
+    request_timeout_s: float = Field(600.0, gt=0, le=86_400)
+    """Longest time from a request to the end of its answer; then 504, or an error event in a stream. A request may ask for less in
+    the header `X-Request-Timeout-S`."""
     max_tokens_limit: int = Field(2048, ge=1)
     """Most new tokens one request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
@@ -46,6 +49,12 @@ class ServeConfig(Config):
     """Memory of the KV cache of one replica, in whole GB."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest request body."""
+    api_keys_file: Path | None = None
+    """File that `slipway keys` writes; with it every request needs `Authorization: Bearer KEY`. Changes count within a second."""
+    open_paths: tuple[Literal["/health", "/metrics"], ...] = ("/health", "/metrics")
+    """Paths that need no key all the same; `[]` closes them too. Probes of Kubernetes can send no key."""
+    log_prompts: bool = False
+    """Whether the request log (`requests-REPLICA.jsonl` beside the server's own) holds what was asked, prompts and all."""
     start_timeout_s: float = Field(120.0, gt=0)
     """How long start-up may take before it counts as failed."""
     drain_timeout_s: float = Field(10.0, ge=0)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 
 from infra.chat import load_codec
 from infra.contracts import read_manifest
 from infra.errors import ArtifactError
 from infra.files import read_json
+from serving import request_log
+from serving.admission import Gate
 from serving.config import ServeJob
 from serving.engines.base import EngineError
 from serving.engines.registry import make_engine
-from serving.metrics import make_metrics
+from serving.metrics import make_metrics, merge
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
 
@@ -25,6 +28,7 @@ APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 # Ray Serve must never be the one to queue: it would hold what our own limit is to refuse, and health checks with it.
 SPARE_REQUESTS = 1024
+METRICS_TIMEOUT_S = 3.0
 
 
 def build_app(job: ServeJob) -> Application:
@@ -67,13 +71,29 @@ class OpenAIServer:
         job = ServeJob.model_validate_json(job_json)
         model = read_served_model(job)
         limits = job.serve
+        replica = serve.get_replica_context().replica_tag
+        request_log.write_to(job.output_dir.absolute(), replica)
         self._engine = make_engine(job.model_dir, limits)
-        metrics = make_metrics(model.name, self._engine)
-        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics)
+        gate = Gate(limits.max_running_requests, limits.max_queued_requests)
+        metrics = make_metrics(model.name, self._engine, gate, replica)
+        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
-        return build_api(self._service)
+        return build_api(self._service, self._all_metrics if self._service.limits.num_replicas > 1 else None)
+
+    async def metrics_text(self) -> str:
+        """This replica's figures, for the one that answers a scrape."""
+        return self._service.metrics.text
+
+    async def _all_metrics(self) -> str:
+        """The figures of all replicas that answer; those of this one alone where one hangs."""
+        handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APPLICATION_NAME)
+        try:
+            answers = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except (RayError, TimeoutError):
+            answers = []
+        return merge([answer for answer in answers if isinstance(answer, str)] or [self._service.metrics.text])
 
     async def check_health(self) -> None:
         """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""

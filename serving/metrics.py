@@ -1,75 +1,119 @@
-"""What Prometheus can read of one replica; the names are a public interface."""
+"""What Prometheus can read of a model's replicas; the names are a public interface.
+
+- What vLLM measures too has vLLM's name, so that the dashboards people have go on working; the rest begins with `slipway_`.
+- Every sample names its replica, and every replica answers for all of them: a scrape reaches whichever the proxy picks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from serving.admission import Gate
 from serving.engines.base import Engine
 
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BETWEEN_TOKENS_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 60, 120)
+LABELS = ("model_name", "replica")
+FAMILY_MARK = "# HELP "
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The figures of one model on one replica."""
 
-    model_name: str
+    labels: tuple[str, str]
+    """Values of `LABELS`."""
     registry: CollectorRegistry
     requests: Counter
+    finished: Counter
     prompt_tokens: Counter
     generated_tokens: Counter
     first_token: Histogram
     between_tokens: Histogram
     request_duration: Histogram
+    queue_time: Histogram
+    prefill_time: Histogram
+    decode_time: Histogram
+
+    @property
+    def text(self) -> str:
+        """All figures in Prometheus' text format."""
+        return str(generate_latest(self.registry), "utf-8")
 
 
-def make_metrics(model_name: str, engine: Engine) -> Metrics:
+def make_metrics(model_name: str, engine: Engine, gate: Gate, replica: str = "") -> Metrics:
     """New figures in a registry of their own, so that several models, or tests, never share one."""
-    registry = CollectorRegistry()
-    registry.register(_EngineCollector(model_name, engine))
+    registry, labels = CollectorRegistry(), (model_name, replica)
+    registry.register(_LiveCollector(labels, engine, gate))
 
-    def counter(name: str, text: str) -> Counter:
-        return Counter(name, text, ["model"], registry=registry).labels(model=model_name)
+    def counter(name: str, text: str, *more: str) -> Counter:
+        return Counter(name, text, [*LABELS, *more], registry=registry)
 
     def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, ["model"], registry=registry, buckets=buckets).labels(model=model_name)
+        return Histogram(name, text, LABELS, registry=registry, buckets=buckets).labels(*labels)
 
     return Metrics(
-        model_name=model_name,
+        labels=labels,
         registry=registry,
-        requests=Counter("slipway_requests_total", "Requests by path and HTTP status.", ["model", "path", "status"], registry=registry),
-        prompt_tokens=counter("slipway_prompt_tokens_total", "Tokens of the prompts taken."),
-        generated_tokens=counter("slipway_generated_tokens_total", "Tokens made."),
-        first_token=histogram("slipway_time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_BUCKETS_S),
-        between_tokens=histogram("slipway_inter_token_seconds", "Mean time a token since the last chunk.", BETWEEN_TOKENS_BUCKETS_S),
+        requests=counter("slipway_requests", "Requests by path and HTTP status.", "path", "status"),
+        finished=counter("vllm:request_success", "Answers by why they ended.", "finished_reason"),
+        prompt_tokens=counter("vllm:prompt_tokens", "Tokens of the prompts taken.").labels(*labels),
+        generated_tokens=counter("vllm:generation_tokens", "Tokens made.").labels(*labels),
+        first_token=histogram("vllm:time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_BUCKETS_S),
+        between_tokens=histogram("vllm:inter_token_latency_seconds", "Mean time a token since the last chunk.", BETWEEN_TOKENS_BUCKETS_S),
         request_duration=histogram(
-            "slipway_request_duration_seconds", "From request to last token, or to the client's leaving.", REQUEST_BUCKETS_S
+            "vllm:e2e_request_latency_seconds", "From request to last token, or to the client's leaving.", REQUEST_BUCKETS_S
         ),
+        queue_time=histogram("vllm:request_queue_time_seconds", "From request to a place in the batch.", REQUEST_BUCKETS_S),
+        prefill_time=histogram("vllm:request_prefill_time_seconds", "From a place in the batch to the first token.", REQUEST_BUCKETS_S),
+        decode_time=histogram("vllm:request_decode_time_seconds", "From the first token to the last.", REQUEST_BUCKETS_S),
     )
 
 
-class _EngineCollector:
-    """Asks the engine when Prometheus asks us."""
+def merge(texts: Sequence[str]) -> str:
+    """The figures of several replicas as one text: each family once, with the samples of all."""
+    families: dict[str, list[str]] = {}
+    for text in texts:
+        for block in text.split(FAMILY_MARK)[1:]:
+            head, samples = _head_and_samples(block)
+            families.setdefault(head, []).append(samples)
+    return "".join(FAMILY_MARK + head + "".join(samples) for head, samples in families.items())
 
-    def __init__(self, model_name: str, engine: Engine) -> None:
-        self._model_name = model_name
+
+def _head_and_samples(block: str) -> tuple[str, str]:
+    """The two lines that describe a family, and its samples."""
+    help_line, type_line, samples = block.split("\n", 2)
+    return f"{help_line}\n{type_line}\n", samples
+
+
+class _LiveCollector:
+    """Asks the engine and the gate when Prometheus asks us."""
+
+    def __init__(self, labels: tuple[str, str], engine: Engine, gate: Gate) -> None:
+        self._labels = labels
         self._engine = engine
+        self._gate = gate
 
-    def collect(self) -> list[GaugeMetricFamily]:
-        figures = self._engine.figures
+    def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
+        figures, gate = self._engine.figures, self._gate
+        num_waiting = gate.num_waiting + figures.num_waiting
+        refused = CounterMetricFamily("slipway_requests_refused", "Requests that found the queue full.", labels=LABELS)
+        refused.add_metric(self._labels, gate.num_refused)
         return [
-            self._gauge("slipway_running_requests", "Requests that are being answered.", figures.num_running),
-            self._gauge("slipway_waiting_requests", "Requests that wait for a place.", figures.num_waiting),
-            self._gauge("slipway_cache_usage_ratio", "Share of the KV cache that holds tokens.", figures.cache_usage),
+            self._gauge("vllm:num_requests_running", "Requests that are being answered.", figures.num_running),
+            self._gauge("vllm:num_requests_waiting", "Requests that wait for a place in the batch.", num_waiting),
+            self._gauge("vllm:kv_cache_usage_perc", "Share of the KV cache that holds tokens, from 0 to 1.", figures.cache_usage),
             self._gauge("slipway_engine_up", "1 while the engine can answer.", float(self._engine.failure is None)),
+            self._gauge("slipway_retry_after_seconds", "What a request that found the queue full would be told.", gate.retry_after_s),
+            refused,
         ]
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(name, text, labels=["model"])
-        family.add_metric([self._model_name], value)
+        family = GaugeMetricFamily(name, text, labels=LABELS)
+        family.add_metric(self._labels, value)
         return family

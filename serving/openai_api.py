@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import Access, Caller
+from serving.admission import Claim
 from serving.choice import Order, Piece
 from serving.errors import ApiError
 from serving.metrics import Metrics
@@ -26,10 +28,10 @@ CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody rec
 EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-def build_api(service: Service) -> FastAPI:
-    """The routes in front of `service`."""
+def build_api(service: Service, all_metrics: Callable[[], Awaitable[str]] | None = None) -> FastAPI:
+    """The routes in front of `service`; `all_metrics` gives the figures of all replicas where there is more than this one."""
     api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
-    handlers = _Handlers(service)
+    handlers = _Handlers(service, all_metrics)
     routes = (
         ("POST", "/v1/chat/completions", handlers.chat),
         ("POST", "/v1/completions", handlers.completion),
@@ -53,6 +55,7 @@ def build_api(service: Service) -> FastAPI:
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(Exception, _on_crash)
+    api.add_middleware(Access, limits=service.limits)
     api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(path for _, path, _ in routes))
     return api
 
@@ -60,16 +63,19 @@ def build_api(service: Service) -> FastAPI:
 class _Handlers:
     """One method a route."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, all_metrics: Callable[[], Awaitable[str]] | None) -> None:
         self._service = service
+        self._all_metrics = all_metrics
 
     async def chat(self, request: Request) -> Response:
-        order = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
-        return self._answer("chat", order, await self._service.chat_order(order))
+        asked = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        caller = _require_caller(request, asked)
+        return self._answer("chat", asked, await self._service.chat_order(asked), caller)
 
     async def completion(self, request: Request) -> Response:
-        order = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
-        return self._answer("completion", order, await self._service.completion_order(order))
+        asked = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
+        caller = _require_caller(request, asked)
+        return self._answer("completion", asked, await self._service.completion_order(asked), caller)
 
     async def embeddings(self, request: Request) -> Response:
         await _read_body(request, self._service.limits.max_body_bytes)
@@ -103,12 +109,14 @@ class _Handlers:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self) -> Response:
-        return Response(generate_latest(self._service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        text = await self._all_metrics() if self._all_metrics else self._service.metrics.text
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order) -> Response:
+    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller) -> Response:
+        claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
         answer = AnswerFormat(endpoint, self._service.model, request.includes_usage)
         write = _write_events if request.stream else _write_body
-        return _WhileConnected(lambda send: write(self._service.answer(order), answer, len(order.prompt_ids), send))
+        return _WhileConnected(lambda send: write(self._service.answer(order, claim), answer, len(order.prompt_ids), send))
 
 
 class _WhileConnected(Response):
@@ -167,6 +175,14 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
                 raise
             ending = error_event(error.body)
     await send({"type": "http.response.body", "body": ending})
+
+
+def _require_caller(request: Request, asked: SamplingRequest) -> Caller:
+    """Who sent the request, which is noted for the log. Raises ApiError 403 where its priority is not theirs to ask for."""
+    caller: Caller = request.state.caller
+    caller.require_priority(asked.priority or 0)
+    request.state.asked = asked
+    return caller
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -240,4 +256,4 @@ class _CountRequests:
             await self._app(scope, receive, note_status)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(model=self._metrics.model_name, path=path, status=str(status)).inc()
+            self._metrics.requests.labels(*self._metrics.labels, path, str(status)).inc()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
+from infra.api_keys import PRIORITIES
 from serving.engines.base import Grammar
 from serving.errors import ApiError
 from serving.openai_messages import Message, NamedTool, ResponseFormat, Schema, StreamOptions, StructuredOutputs, Tool
@@ -62,6 +63,8 @@ class SamplingRequest(Schema):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[1])] | None = None
+    """An extension that vLLM has too: of the requests that wait, those with the smallest go first; 0 where absent."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.chat import ChatCodec
 from infra.errors import ConfigError
+from serving.admission import Claim, Gate, Ticket
 from serving.choice import Choice, Order, Piece
 from serving.config import ServeConfig
 from serving.engines.base import Chunk, Engine, EngineError, RequestRefusedError, Sampling
@@ -45,8 +46,7 @@ class Service:
     codec: ChatCodec
     limits: ServeConfig
     metrics: Metrics
-    num_open: int = 0
-    """Orders being answered or waiting."""
+    gate: Gate
 
     async def chat_order(self, request: ChatRequest) -> Order:
         """The order for a chat. Raises ApiError when it cannot be answered."""
@@ -80,53 +80,73 @@ class Service:
         self._check_ids(request.tokens, "tokens")
         return str(self.codec.tokenizer.decode(request.tokens, skip_special_tokens=False))
 
-    async def answer(self, order: Order) -> AsyncGenerator[Piece, None]:
-        """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError 503 where the queue is full."""
-        if self.num_open + order.num_choices > self.limits.max_running_requests + self.limits.max_queued_requests:
-            raise ApiError(f"{self.num_open} requests are running or waiting, which is all this replica takes. Retry later.", 503)
-        self.num_open += order.num_choices
-        started_s = time.perf_counter()
-        self.metrics.prompt_tokens.inc(len(order.prompt_ids))
-        choices = [self._choice(order, index) for index in range(order.num_choices)]
+    async def answer(self, order: Order, claim: Claim) -> AsyncGenerator[Piece, None]:
+        """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError, 429 where the queue is full.
+
+        Several choices share one place: their tokens are charged to the same key.
+        """
+        arrived_s = time.perf_counter()
+        reason, num_unfinished = None, order.num_choices
         try:
-            async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with self.gate.place(claim) as ticket:
+                reason = "abort"
+                self.metrics.prompt_tokens.inc(len(order.prompt_ids))
+                self.metrics.queue_time.observe(ticket.waited_s)
+                choices = [self._choice(order, index, ticket, arrived_s) for index in range(order.num_choices)]
+                async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
+                    async for piece in pieces:
+                        num_unfinished -= piece.finish_reason is not None
+                        if not num_unfinished:
+                            reason = "length" if piece.finish_reason == "length" else "stop"
+                        yield piece
         except RequestRefusedError as error:
+            reason = "error"
             raise ApiError(error.message) from error
         except EngineError as error:
+            reason = "error"
             raise ApiError(error.message, 503) from error
         finally:
-            self.num_open -= order.num_choices
-            self.metrics.request_duration.observe(time.perf_counter() - started_s)
+            if reason is not None:  # it had a place
+                self.metrics.finished.labels(*self.metrics.labels, reason).inc()
+                self.metrics.request_duration.observe(time.perf_counter() - arrived_s)
 
-    async def _choice(self, order: Order, index: int) -> AsyncGenerator[Piece, None]:
+    async def _choice(self, order: Order, index: int, ticket: Ticket, arrived_s: float) -> AsyncGenerator[Piece, None]:
         """One of the choices; they share the prompt in the engine's prefix cache, and differ by their seeds."""
         choice, sampling = Choice(self.codec, order, index), order.sampling
         if index and sampling.seed is not None:
             sampling = sampling.model_copy(update={"seed": sampling.seed + index})
-        async with aclosing(self._timed_chunks(order.prompt_ids, sampling)) as chunks:
+        async with aclosing(self._timed_chunks(order.prompt_ids, sampling, ticket, arrived_s)) as chunks:
             async for chunk in chunks:
                 piece = choice.read(chunk)
                 yield piece
                 if piece.finish_reason is not None:
                     return
 
-    async def _timed_chunks(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+    async def _timed_chunks(
+        self, prompt_ids: Sequence[int], sampling: Sampling, ticket: Ticket, arrived_s: float
+    ) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
+        metrics = self.metrics
         started_s = last_s = time.perf_counter()
-        has_begun = False
-        async with aclosing(self.engine.generate(prompt_ids, sampling)) as chunks:
-            async for chunk in chunks:
-                now_s = time.perf_counter()
-                if chunk.ids:
-                    self.metrics.generated_tokens.inc(len(chunk.ids))
-                    if has_begun:
-                        self.metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))
-                    else:
-                        self.metrics.first_token.observe(now_s - started_s)
-                    has_begun, last_s = True, now_s
-                yield chunk
+        first_s: float | None = None
+        try:
+            async with aclosing(self.engine.generate(prompt_ids, sampling)) as chunks:
+                async for chunk in chunks:
+                    now_s = time.perf_counter()
+                    if chunk.ids:
+                        metrics.generated_tokens.inc(len(chunk.ids))
+                        self.gate.charge(ticket, len(chunk.ids))
+                        if first_s is None:
+                            first_s = now_s
+                            metrics.first_token.observe(now_s - arrived_s)
+                            metrics.prefill_time.observe(now_s - started_s)
+                        else:
+                            metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))
+                        last_s = now_s
+                    yield chunk
+        finally:
+            if first_s is not None:
+                metrics.decode_time.observe(last_s - first_s)
 
     async def _encode_chat(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool

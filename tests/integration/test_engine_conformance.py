@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from infra.chat import ChatCodec, load_codec
+from serving.admission import Claim, Gate
 from serving.choice import Order
 from serving.config import ServeConfig
 from serving.engines.base import Engine, EngineError, Grammar, Sampling, TokenLogprob
@@ -26,6 +27,7 @@ from serving.openai_schema import ChatRequest, CompletionRequest
 from serving.service import ServedModel, Service
 
 ENGINES = {"openvino": ("openvino_genai", "toy_quantized"), "torch": ("torch", "toy_base")}
+CLAIM = Claim(key="", weight=1.0, priority=0, num_prompt=1)
 PROMPT = (5, 6, 7, 8)
 STOP_ID = 2
 LAMP = {"type": "function", "function": {"name": "lamp", "parameters": {"type": "object", "properties": {"on": {"type": "boolean"}},
@@ -66,7 +68,8 @@ class Running:
 
     def service(self) -> Service:
         model = ServedModel("toy", "fp", 256, len(self.codec.tokenizer.get_vocab()), (STOP_ID,), 1)
-        return Service(model, self.engine, self.codec, ServeConfig(max_running_requests=16), make_metrics("toy", self.engine))
+        gate = Gate(16, 0)
+        return Service(model, self.engine, self.codec, ServeConfig(), make_metrics("toy", self.engine, gate, "replica"), gate)
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))
@@ -220,7 +223,7 @@ def test_forced_tool_call_comes_back_as_a_call_or_is_refused(running: Running) -
         return
 
     async def pieces() -> list[Any]:
-        return [piece async for piece in service.answer(await service.chat_order(request))]
+        return [piece async for piece in service.answer(await service.chat_order(request), CLAIM)]
 
     made = running.run(pieces())
     (call,) = [call for piece in made for call in piece.calls]
@@ -236,7 +239,7 @@ def test_several_choices_differ_when_sampled_and_count_together(running: Running
     async def texts() -> tuple[dict[int, str], int]:
         made = dict.fromkeys(range(3), "")
         num_tokens = 0
-        async for piece in service.answer(order):
+        async for piece in service.answer(order, CLAIM):
             made[piece.index] += piece.text
             num_tokens += piece.num_tokens
         return made, num_tokens
@@ -252,7 +255,7 @@ def test_stop_string_across_tokens_and_characters_cuts_the_text_and_the_work(run
 
     async def text(stop: tuple[str, ...]) -> tuple[str, str | None]:
         order = Order(PROMPT, Sampling(max_tokens=60, temperature=1.0, seed=8), stop)
-        pieces = [piece async for piece in service.answer(order)]
+        pieces = [piece async for piece in service.answer(order, CLAIM)]
         return "".join(piece.text for piece in pieces), pieces[-1].finish_reason
 
     whole, reason = running.run(text(()))

@@ -106,7 +106,7 @@ def test_server_thirty_two_streams_all_complete(toy_server: Any) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_server_disconnected_clients_stop_the_engine(toy_server: Any, stream: bool) -> None:
     num_clients, num_tokens = 32, 220
-    before = figure(toy_server.url, "slipway_generated_tokens_total")
+    before = figure(toy_server.url, "vllm:generation_tokens_total")
     body = {"model": "toy", "max_tokens": num_tokens, "ignore_eos": True, "stream": stream}
 
     async def leave_early(client: httpx.AsyncClient, index: int) -> None:
@@ -116,15 +116,15 @@ def test_server_disconnected_clients_stop_the_engine(toy_server: Any, stream: bo
     async def run() -> None:
         async with httpx.AsyncClient(timeout=30) as client:
             calls = [asyncio.create_task(leave_early(client, index)) for index in range(num_clients)]
-            while figure(toy_server.url, "slipway_generated_tokens_total") == before:
+            while figure(toy_server.url, "vllm:generation_tokens_total") == before:
                 await asyncio.sleep(0.01)
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
     asyncio.run(run())
-    wait_until(lambda: figure(toy_server.url, "slipway_running_requests") == 0)
-    made = figure(toy_server.url, "slipway_generated_tokens_total") - before
+    wait_until(lambda: figure(toy_server.url, "vllm:num_requests_running") == 0)
+    made = figure(toy_server.url, "vllm:generation_tokens_total") - before
     assert 0 < made < 0.9 * num_clients * num_tokens
 
 
@@ -149,6 +149,13 @@ def test_serving_modules_import_neither_torch_nor_transformers() -> None:
 def test_server_health_answers_only_with_a_running_engine(toy_server: Any) -> None:
     assert httpx.get(f"{toy_server.url}/health").status_code == 200
     assert figure(toy_server.url, "slipway_engine_up") == 1
+
+
+def test_server_request_id_is_returned_and_logged(toy_server: Any) -> None:
+    response = httpx.get(f"{toy_server.url}/v1/models", headers={"X-Request-Id": "mine-8"})
+    assert response.headers.get_list("x-request-id") == ["mine-8"]
+    lines = [json.loads(line) for path in toy_server.output_dir.glob("requests-*.jsonl") for line in path.read_text().splitlines()]
+    assert [line["path"] for line in lines if line["request_id"] == "mine-8"] == ["/v1/models"]
 
 
 def test_app_sigterm_drains_and_leaves_no_process(start_toy_server: Callable[..., Any]) -> None:

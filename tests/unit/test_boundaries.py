@@ -12,6 +12,7 @@ HEAVY = {"torch", "transformers", "peft", "ray", "openvino", "openvino_genai", "
 LIGHT_MODULES = [
     "pipelines.cli",
     "pipelines.commands",
+    "pipelines.keys",
     "pipelines.pipeline",
     "training.config",
     "serving.config",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from infra.chat import ChatCodec, compile_template
+from serving.admission import Gate
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
-from serving.metrics import make_metrics
+from serving.metrics import make_metrics, merge
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
 
@@ -41,7 +45,9 @@ def byte_codec() -> ChatCodec:
 
 def make_api(engine: ScriptedEngine, **limits: Any) -> FastAPI:
     model = ServedModel("toy", "fp_1", CONTEXT_TOKENS, vocabulary_tokens=256, stop_ids=(7,), created_s=1)
-    return build_api(Service(model, engine, byte_codec(), ServeConfig(**limits), make_metrics("toy", engine)))
+    config = ServeConfig(**limits)
+    gate = Gate(config.max_running_requests, config.max_queued_requests)
+    return build_api(Service(model, engine, byte_codec(), config, make_metrics("toy", engine, gate, "r1"), gate))
 
 
 def scripted(text: str, **options: Any) -> ScriptedEngine:
@@ -305,7 +311,7 @@ def test_engine_failure_within_a_stream_ends_it_with_an_error_event() -> None:
     assert "as scripted" in last["error"]["message"]
 
 
-def test_full_queue_gives_503_with_retry_after() -> None:
+def test_full_queue_gives_429_with_retry_after() -> None:
     async def fill_and_ask() -> httpx.Response:
         api = make_api(scripted("x", is_endless=True), max_running_requests=1, max_queued_requests=1)
         body = {"model": "toy", "prompt": "x"}
@@ -320,9 +326,10 @@ def test_full_queue_gives_503_with_retry_after() -> None:
         return response
 
     response = asyncio.run(fill_and_ask())
-    assert response.status_code == 503
+    assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
-    assert "2 requests" in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == "rate_limit_exceeded"
+    assert "1 requests are running and 1 waiting" in response.json()["error"]["message"]
 
 
 def test_finished_requests_leave_the_queue() -> None:
@@ -384,19 +391,53 @@ def test_metrics_count_requests_tokens_and_status() -> None:
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": ""})
     request(api, "GET", "/scan/1")
     text = request(api, "GET", "/metrics").text
-    for line in (
-        'slipway_requests_total{model="toy",path="/v1/completions",status="200"} 1.0',
-        'slipway_requests_total{model="toy",path="/v1/completions",status="400"} 1.0',
-        'slipway_requests_total{model="toy",path="other",status="404"} 1.0',
-        'slipway_prompt_tokens_total{model="toy"} 3.0',
-        'slipway_generated_tokens_total{model="toy"} 4.0',
-        'slipway_time_to_first_token_seconds_count{model="toy"} 1.0',
-        'slipway_inter_token_seconds_count{model="toy"} 3.0',
-        'slipway_request_duration_seconds_count{model="toy"} 1.0',
-        'slipway_running_requests{model="toy"} 0.0',
-        'slipway_engine_up{model="toy"} 1.0',
+    lines = text.splitlines()
+    for path, status in (("/v1/completions", 200), ("/v1/completions", 400), ("other", 404)):
+        assert f'slipway_requests_total{{model_name="toy",path="{path}",replica="r1",status="{status}"}} 1.0' in lines
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="toy",replica="r1"} 1.0' in lines
+    for name, value in (
+        ("vllm:prompt_tokens_total", 3),
+        ("vllm:generation_tokens_total", 4),
+        ("vllm:time_to_first_token_seconds_count", 1),
+        ("vllm:inter_token_latency_seconds_count", 3),
+        ("vllm:e2e_request_latency_seconds_count", 1),
+        ("vllm:request_queue_time_seconds_count", 1),
+        ("vllm:request_prefill_time_seconds_count", 1),
+        ("vllm:request_decode_time_seconds_count", 1),
+        ("vllm:num_requests_running", 0),
+        ("vllm:num_requests_waiting", 0),
+        ("vllm:kv_cache_usage_perc", 0),
+        ("slipway_engine_up", 1),
+        ("slipway_requests_refused_total", 0),
     ):
-        assert line in text.splitlines()
+        assert f'{name}{{model_name="toy",replica="r1"}} {value:.1f}' in lines
+
+
+def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
+    texts = []
+    for replica in ("r1", "r2"):
+        engine, gate = scripted("x"), Gate(1, 1)
+        metrics = make_metrics("toy", engine, gate, replica)
+        metrics.prompt_tokens.inc(3)
+        texts.append(metrics.text)
+    merged = merge(texts)
+    families = list(text_string_to_metric_families(merged))
+    assert len({family.name for family in families}) == len(families)
+    (prompt,) = [family for family in families if family.name == "vllm:prompt_tokens"]
+    totals = {sample.labels["replica"]: sample.value for sample in prompt.samples if sample.name.endswith("_total")}
+    assert totals == {"r1": 3.0, "r2": 3.0}
+    assert len(merged.splitlines()) == 2 * len(texts[0].splitlines()) - merged.count("# ")
+
+
+def test_dashboard_names_only_metrics_that_are_served_and_all_of_vllms() -> None:
+    expressions = re.findall(r'"expr": "(.*)"', (Path(__file__).parents[2] / "infra/grafana/serving.json").read_text())
+    named = {name for expression in expressions for name in re.findall(r"(?:vllm:|slipway_)\w+", expression)}
+    api = make_api(scripted("abcd"))
+    request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "xyz"})
+    served = set(re.findall(r"^([\w:]+){", request(api, "GET", "/metrics").text, re.MULTILINE))
+    assert named <= served
+    families = {re.sub("_(created|sum|count)$", "", name) for name in served if name.startswith("vllm:")}
+    assert {name for name in families if name in served} <= named
 
 
 def test_models_lists_the_one_model_and_knows_no_other() -> None:
