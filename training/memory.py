@@ -18,7 +18,7 @@ HEAP_SHARE = 1.34  # of activations: what freed blocks of other sizes leave unus
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
 STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
 WORDS = {"bf16": 2, "fp16": 2, "fp32": 4}
-LOSS_CHUNK_BYTES = 64 << 20  # of logits at once, and the same of blocks in fp32 at most, see training/loss.py
+LOSS_CHUNK_BYTES = 64 << 20  # of logits at once, see CHUNK_BYTES in training/loss.py
 STEP_BYTES_8BIT = 16 * (1 << 24)  # four fp32 copies of the piece that is stepped, see training/optimizer.py
 SCORE_WORDS = 2  # score matrices alive at once, in fp32, while one layer goes backward
 
