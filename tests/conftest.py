@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra import network
 from infra.settings import child_environment
 
 
@@ -23,17 +24,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def find_free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def free_port() -> int:
     """A port that nothing listens on."""
-    return find_free_port()
+    return network.free_port()
 
 
 @pytest.fixture
@@ -175,7 +169,7 @@ def start_toy_server(toy_quantized: Path, tmp_path_factory: pytest.TempPathFacto
     """Starts a server of the toy model on a free port."""
 
     def start(model_dir: Path = toy_quantized, port: int | None = None, **serve: object) -> RunningServer:
-        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or find_free_port(), **serve)
+        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or network.free_port(), **serve)
 
     return start
 
