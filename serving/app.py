@@ -31,6 +31,7 @@ from serving.process_tree import adopt_orphans, end_children
 READY_NAME = "serving.json"
 POLL_S = 0.05
 LOOK_S = 3.0  # one look at the application's status costs the driver 0.2 s of computing, so it is asked for rarely
+DRAIN_POLL_S = 0.25
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens never pass through the object store
 
 
@@ -58,18 +59,18 @@ def run(job: ServeJob) -> None:
             raise KeyboardInterrupt from signalled
     finally:
         ready_file.unlink(missing_ok=True)
-        _stop(is_ready)
+        _stop(job.serve.drain_timeout_s if is_ready else None)
 
 
 def _with_cores(job: ServeJob) -> ServeJob:
     """The job with the cores of one replica settled. Raises ConfigError when this machine has too few."""
     num_cores = os.cpu_count() or 1
-    num_replicas = job.serve.num_replicas
+    num_replicas = job.serve.most_replicas
     wanted = job.serve.cpus_per_replica or max(1, num_cores // num_replicas)
     if wanted * num_replicas > num_cores:
         raise ConfigError(
             f"{num_replicas} replicas with {wanted} cores each need {wanted * num_replicas} cores; this machine has {num_cores}. "
-            "Lower serve.num_replicas or serve.cpus_per_replica."
+            "Lower serve.num_replicas (with serve.autoscale its max_replicas) or serve.cpus_per_replica."
         )
     return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
 
@@ -92,7 +93,7 @@ def _start(job: ServeJob) -> None:
     deadline_s = time.monotonic() + job.serve.start_timeout_s
     ray.init(
         address="local",
-        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.num_replicas,
+        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.most_replicas,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -165,23 +166,32 @@ def _wait_for_ever() -> None:
         signal.pause()
 
 
-def _stop(is_ready: bool) -> None:
-    """Drains and ends everything below this process; a second signal no longer interrupts."""
+def _stop(drain_timeout_s: float | None) -> None:
+    """Drains, where a time for it is given, and ends everything below this process; a second signal no longer interrupts."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(Exception):  # a process edge: what cannot be stopped in order is ended below
-        if is_ready:
-            from ray import serve
-
-            from serving.deployment import APPLICATION_NAME
-
-            # Not serve.shutdown(): it takes the HTTP proxy away from the answers that are still running.
-            serve.delete(APPLICATION_NAME)
+        if drain_timeout_s is not None:
+            _drain(drain_timeout_s)
         if "ray" in sys.modules:
             import ray
 
             ray.shutdown()
     end_children()
+
+
+def _drain(timeout_s: float) -> None:
+    """Returns when all answers that were running have ended, or the time is up."""
+    from ray import serve
+
+    from serving.deployment import APPLICATION_NAME
+
+    # Not serve.shutdown(): it takes the HTTP proxy away from the answers that are still running. Nor does this wait until it is done:
+    # a replica of an autoscaled model may take longer for its answers than the server has.
+    serve.delete(APPLICATION_NAME, _blocking=False)
+    deadline_s = time.monotonic() + timeout_s
+    while APPLICATION_NAME in serve.status().applications and time.monotonic() < deadline_s:
+        time.sleep(DRAIN_POLL_S)
 
 
 if __name__ == "__main__":

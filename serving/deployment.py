@@ -6,6 +6,8 @@ OpenVINO's process loads neither too.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
@@ -17,6 +19,8 @@ from infra.errors import ArtifactError
 from infra.files import read_json
 from serving import request_log
 from serving.admission import Gate
+from serving.autoscaling.load import ReplicaLoad
+from serving.autoscaling.ray_policy import ray_options
 from serving.config import ServeJob
 from serving.engines.base import EngineError
 from serving.engines.registry import make_engine
@@ -37,10 +41,11 @@ def build_app(job: ServeJob) -> Application:
     deployment = serve.deployment(
         OpenAIServer,
         name=DEPLOYMENT_NAME,
-        num_replicas=serve_config.num_replicas,
+        **ray_options(serve_config),
         ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
         max_ongoing_requests=serve_config.max_running_requests + serve_config.max_queued_requests + SPARE_REQUESTS,
-        graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
+        # A replica that is one too many finishes its answers, however long; at the end of the server, its own limit comes first.
+        graceful_shutdown_timeout_s=serve_config.request_timeout_s if serve_config.autoscale else serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
         max_constructor_retry_count=1,  # a folder that cannot be loaded now cannot be loaded a second later
@@ -80,7 +85,7 @@ class OpenAIServer:
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
-        return build_api(self._service, self._all_metrics if self._service.limits.num_replicas > 1 else None)
+        return build_api(self._service, self._all_metrics if self._service.limits.most_replicas > 1 else None)
 
     async def metrics_text(self) -> str:
         """This replica's figures, for the one that answers a scrape."""
@@ -94,6 +99,11 @@ class OpenAIServer:
         except (RayError, TimeoutError):
             answers = []
         return merge([answer for answer in answers if isinstance(answer, str)] or [self._service.metrics.text])
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy knows of this replica; Ray Serve asks for it by this name where there is a policy."""
+        gate, recent = self._service.gate, self._service.metrics.recent_first_tokens
+        return asdict(ReplicaLoad(gate.num_running, gate.num_waiting, gate.longest_wait_s, *recent.figures()))
 
     async def check_health(self) -> None:
         """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""
