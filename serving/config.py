@@ -37,7 +37,7 @@ class AutoscaleConfig(Config):
     down_delay_s: float = Field(120.0, ge=0)
     """How long fewer must do before one goes; then the same again before the next."""
     zero_delay_s: float = Field(300.0, ge=0)
-    """How long nobody must ask before the last one goes, where `min_replicas` is 0."""
+    """How long the last one must be idle before it goes, where `min_replicas` is 0; idle it is ten seconds after an answer began."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> AutoscaleConfig:

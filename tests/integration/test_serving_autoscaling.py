@@ -1,12 +1,10 @@
-"""A real Ray Serve that follows the load: the replicas are watched from beside it, by a driver of its own."""
+"""A real Ray Serve that follows the load: the replicas are watched by a thread of the server itself."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,45 +12,41 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.settings import child_environment
+WATCHED_SERVER = """
+import json, threading, time
+from infra.process import run_program
+from serving.app import run
+from serving.config import ServeJob
 
-WATCH = """
-import json, sys, time
-import ray
-from ray import serve
-ray.init(address=sys.argv[1], namespace="serve", log_to_driver=False, logging_level="ERROR")
-while True:
-    (application,) = serve.status().applications.values()
-    (deployment,) = application.deployments.values()
-    print(json.dumps(deployment.replica_states), flush=True)
-    time.sleep(0.1)
+def watch(ready_file):
+    while not ready_file.is_file():
+        time.sleep(0.1)
+    from ray import serve
+    while True:
+        for application in serve.status().applications.values():
+            for deployment in application.deployments.values():
+                print(json.dumps(deployment.replica_states), flush=True)
+        time.sleep(0.1)
+
+def run_watched(job):
+    threading.Thread(target=watch, args=[job.output_dir / "serving.json"], daemon=True).start()
+    run(job)
+
+run_program(ServeJob, run_watched)
 """
 PRESENT = ("STARTING", "RUNNING")
 AUTOSCALE = {"min_replicas": 0, "max_replicas": 2, "down_delay_s": 3.0, "zero_delay_s": 3.0}
 
 
-@asynccontextmanager
-async def watching(server: Any) -> AsyncIterator[Process]:
-    """A second driver in the server's Ray, which prints the states of the replicas."""
-    (address,) = {part.partition("=")[2] for process in server.family() for part in process.cmdline() if part.startswith("--gcs-address=")}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WATCH, address, stdout=PIPE, env=child_environment())
-    try:
-        yield process
-    finally:
-        process.kill()
-        await process.wait()
-
-
-async def seconds_until(watch: Process, is_true: Callable[[int, int], bool], timeout_s: float = 60.0) -> float:
+async def seconds_until(server: Any, is_true: Callable[[int, int], bool], timeout_s: float = 60.0) -> float:
     """How long it took until `is_true` of the replicas asked for and of those that answer."""
-    assert watch.stdout is not None
     started_s = time.monotonic()
     async with asyncio.timeout(timeout_s):
-        while line := await watch.stdout.readline():
+        while line := await asyncio.to_thread(server.process.stdout.readline):
             states = json.loads(line)
             if is_true(sum(states.get(state, 0) for state in PRESENT), states.get("RUNNING", 0)):
                 return time.monotonic() - started_s
-    raise AssertionError("the watching driver ended")
+    raise AssertionError("the server ended")
 
 
 @asynccontextmanager
@@ -70,36 +64,37 @@ async def streams(url: str, num_streams: int) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            failed = [task for task in tasks if task.done()]
+            failed = [task.exception() for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        assert not failed, "no request may fail while replicas come"
+        assert not failed, "no request may fail while replicas come and go"
 
 
 @pytest.mark.slow
 def test_server_burst_gets_a_second_replica_then_none_and_a_request_wakes_one(
     start_toy_server: Callable[..., Any], record_property: Callable[[str, object], None]
 ) -> None:
-    server = start_toy_server(autoscale=AUTOSCALE)
+    # A server that is told to stop gives its answers no time at all; a replica that only is one too many must not do so.
+    server = start_toy_server(program=("-c", WATCHED_SERVER), autoscale=AUTOSCALE, drain_timeout_s=0.0)
 
     async def scene() -> dict[str, float]:
         times_s = {}
-        async with watching(server) as watch:
-            async with streams(server.url, 1):
-                await seconds_until(watch, lambda asked, running: asked == running == 1)
-                await asyncio.sleep(4)
-                assert await seconds_until(watch, lambda asked, running: asked == 1, 1.0) < 1
-                async with streams(server.url, 31):
-                    times_s["asked"] = await seconds_until(watch, lambda asked, running: asked == 2)
-                    times_s["came"] = await seconds_until(watch, lambda asked, running: running == 2)
-                times_s["went"] = await seconds_until(watch, lambda asked, running: asked == 1)
-            times_s["zero"] = await seconds_until(watch, lambda asked, running: asked == 0)
-            started_s = time.monotonic()
-            async with httpx.AsyncClient(timeout=60) as client:
-                answer = await client.post(f"{server.url}/v1/completions", json={"model": "toy", "prompt": "lamp", "max_tokens": 2})
-            assert answer.status_code == 200
-            times_s["woke"] = time.monotonic() - started_s
+        async with streams(server.url, 1):
+            await seconds_until(server, lambda asked, running: asked == running == 1)
+            with pytest.raises(TimeoutError):
+                await seconds_until(server, lambda asked, running: asked != 1, 4.0)
+            async with streams(server.url, 31):
+                times_s["asked"] = await seconds_until(server, lambda asked, running: asked == 2)
+                times_s["came"] = await seconds_until(server, lambda asked, running: running == 2)
+        async with streams(server.url, 6):  # the one that goes will be answering some of these
+            times_s["went"] = await seconds_until(server, lambda asked, running: asked == 1)
+        times_s["zero"] = await seconds_until(server, lambda asked, running: asked == 0)
+        started_s = time.monotonic()
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.post(f"{server.url}/v1/completions", json={"model": "toy", "prompt": "lamp", "max_tokens": 2})
+        assert answer.status_code == 200
+        times_s["woke"] = time.monotonic() - started_s
         return times_s
 
     try:
