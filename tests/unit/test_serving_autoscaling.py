@@ -126,6 +126,14 @@ def test_policy_late_answers_keep_what_is_there() -> None:
     assert scene.num_replicas == 2
 
 
+def test_policy_late_answers_keep_a_replica_that_is_long_in_starting() -> None:
+    state = State()
+    for look in range(3000):
+        load = ReplicaLoad(num_running=5, first_token_s=3.0)
+        wanted, state = decide(SETTINGS, state, Figures(look * TICK_S, 2, 1, (load,)))
+        assert wanted == 2
+
+
 def test_policy_replica_that_has_told_nothing_keeps_all() -> None:
     scene = Scene(num_replicas=3)
     for _ in range(3000):
