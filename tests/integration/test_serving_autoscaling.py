@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,17 +35,23 @@ def run_watched(job):
 
 run_program(ServeJob, run_watched)
 """
-PRESENT = ("STARTING", "RUNNING")
 AUTOSCALE = {"min_replicas": 0, "max_replicas": 2, "down_delay_s": 3.0, "zero_delay_s": 3.0}
 
 
-async def seconds_until(server: Any, is_true: Callable[[int, int], bool], timeout_s: float = 60.0) -> float:
-    """How long it took until `is_true` of the replicas asked for and of those that answer."""
+class Replicas(Counter[str]):
+    """How many there are, by state."""
+
+    @property
+    def num_asked(self) -> int:
+        return self["STARTING"] + self["RUNNING"]
+
+
+async def seconds_until(server: Any, is_true: Callable[[Replicas], bool], timeout_s: float = 60.0) -> float:
+    """How long it took until `is_true` of the replicas."""
     started_s = time.monotonic()
     async with asyncio.timeout(timeout_s):
         while line := await asyncio.to_thread(server.process.stdout.readline):
-            states = json.loads(line)
-            if is_true(sum(states.get(state, 0) for state in PRESENT), states.get("RUNNING", 0)):
+            if is_true(Replicas(json.loads(line))):
                 return time.monotonic() - started_s
     raise AssertionError("the server ended")
 
@@ -81,15 +88,16 @@ def test_server_burst_gets_a_second_replica_then_none_and_a_request_wakes_one(
     async def scene() -> dict[str, float]:
         times_s = {}
         async with streams(server.url, 1):
-            await seconds_until(server, lambda asked, running: asked == running == 1)
+            await seconds_until(server, lambda replicas: replicas["RUNNING"] == 1)
             with pytest.raises(TimeoutError):
-                await seconds_until(server, lambda asked, running: asked != 1, 4.0)
+                await seconds_until(server, lambda replicas: replicas.num_asked != 1, 4.0)
             async with streams(server.url, 31):
-                times_s["asked"] = await seconds_until(server, lambda asked, running: asked == 2)
-                times_s["came"] = await seconds_until(server, lambda asked, running: running == 2)
+                times_s["asked"] = await seconds_until(server, lambda replicas: replicas.num_asked == 2)
+                times_s["came"] = await seconds_until(server, lambda replicas: replicas["RUNNING"] == 2)
         async with streams(server.url, 6):  # the one that goes will be answering some of these
-            times_s["went"] = await seconds_until(server, lambda asked, running: asked == 1)
-        times_s["zero"] = await seconds_until(server, lambda asked, running: asked == 0)
+            times_s["went"] = await seconds_until(server, lambda replicas: replicas.num_asked == 1)
+            await seconds_until(server, lambda replicas: replicas.total() == 1)
+        times_s["zero"] = await seconds_until(server, lambda replicas: replicas.num_asked == 0)
         started_s = time.monotonic()
         async with httpx.AsyncClient(timeout=60) as client:
             answer = await client.post(f"{server.url}/v1/completions", json={"model": "toy", "prompt": "lamp", "max_tokens": 2})
