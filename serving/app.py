@@ -21,10 +21,11 @@ from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
-from serving.config import ServeConfig, ServeJob
+from serving.config import APPLICATION_NAME, DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.engines.registry import MODEL_KINDS
 from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
+from serving.wake import Waker
 
 READY_NAME = "serving.json"
 REPLICA_HOST = "127.0.0.1"  # the local Ray has no other machine
@@ -45,10 +46,12 @@ def run(job: ServeJob) -> None:
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
-    front = FrontServer(job.serve, REPLICA_HOST)
+    waker = Waker()
+    front = FrontServer(job.serve, REPLICA_HOST, waker)
     is_ready = False
     try:
         _start(job, front)
+        waker.start(DEPLOYMENT_NAME, APPLICATION_NAME)
         _write_ready(ready_file, job, started_s)
         is_ready = True
         _wait_for_ever()
@@ -63,12 +66,12 @@ def run(job: ServeJob) -> None:
 def _with_cores(job: ServeJob) -> ServeJob:
     """The job with the cores of one replica settled. Raises ConfigError when this machine has too few."""
     num_cores = os.cpu_count() or 1
-    num_replicas = job.serve.num_replicas
+    num_replicas = job.serve.most_replicas
     wanted = job.serve.cpus_per_replica or max(1, num_cores // num_replicas)
     if wanted * num_replicas > num_cores:
         raise ConfigError(
             f"{num_replicas} replicas with {wanted} cores each need {wanted * num_replicas} cores; this machine has {num_cores}. "
-            "Lower serve.num_replicas or serve.cpus_per_replica."
+            "Lower serve.num_replicas (with serve.autoscale its max_replicas) or serve.cpus_per_replica."
         )
     return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
 
@@ -92,7 +95,7 @@ def _start(job: ServeJob, front: FrontServer) -> None:
     deadline_s = time.monotonic() + job.serve.start_timeout_s
     ray.init(
         address="local",
-        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.num_replicas,
+        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.most_replicas,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -101,7 +104,7 @@ def _start(job: ServeJob, front: FrontServer) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
     from ray import serve
 
-    from serving.deployment import APPLICATION_NAME, build_app
+    from serving.deployment import build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")

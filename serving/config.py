@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.process import Job
 
+APPLICATION_NAME = "slipway"
+DEPLOYMENT_NAME = "model"
+"""Ray Serve's names for the one model and all that serves it."""
 EngineName = Literal["openvino", "torch"]
 EngineWeights = Literal["full", "int8", "nf4"]
 
@@ -19,6 +22,31 @@ class QuantizeConfig(Config):
 
     format: Literal["openvino-int8"] = "openvino-int8"
     """Weight format; names the model in scores, gates and the registry."""
+
+
+class AutoscaleConfig(Config):
+    """A number of replicas that follows what is asked of them."""
+
+    min_replicas: int = Field(1, ge=0, le=1000)
+    """Fewest replicas. With 0 a model that nobody asks stops, and the next request waits until one has started again."""
+    max_replicas: int = Field(ge=1, le=1000)
+    """Most replicas; a machine of one's own needs cores for all of them."""
+    target_requests: int = Field(16, ge=1, le=4096)
+    """Requests, running and waiting, that one replica should have in hand; for more, more replicas are asked for."""
+    target_ttft_s: float = Field(1.0, gt=0)
+    """Time to the first token; where requests wait longer, one replica more is asked for."""
+    up_delay_s: float = Field(1.0, ge=0)
+    """How long more must be needed before more are asked for."""
+    down_delay_s: float = Field(120.0, ge=0)
+    """How long fewer must do before one goes; then the same again before the next."""
+    zero_delay_s: float = Field(300.0, ge=0)
+    """How long the last one must be idle before it goes, where `min_replicas` is 0; idle it is ten seconds after an answer began."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> AutoscaleConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}. Raise the one or lower the other.")
+        return self
 
 
 class ServeConfig(Config):
@@ -32,8 +60,11 @@ class ServeConfig(Config):
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
     num_replicas: int = Field(1, ge=1, le=1000)
+    """Replicas; with `autoscale`, those to begin with, as far as its bounds allow."""
+    autoscale: AutoscaleConfig | None = None
+    """How the number of replicas follows the load; absent means that it stays."""
     cpus_per_replica: int | None = Field(None, ge=1)
-    """Cores of one replica; absent means this machine's cores shared among the replicas."""
+    """Cores of one replica; absent means this machine's cores shared among the most replicas that there can be."""
     max_running_requests: int = Field(64, ge=1, le=4096)
     """Requests one replica decodes together."""
     max_queued_requests: int = Field(256, ge=0)
@@ -59,6 +90,22 @@ class ServeConfig(Config):
     """How long start-up may take before it counts as failed."""
     drain_timeout_s: float = Field(10.0, ge=0)
     """How long running requests may finish after a stop signal."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas to begin with."""
+        bounds = self.autoscale
+        return self.num_replicas if bounds is None else min(max(self.num_replicas, bounds.min_replicas), bounds.max_replicas)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may have no replica at all while nobody asks."""
+        return self.autoscale is not None and self.autoscale.min_replicas == 0
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there can be at once."""
+        return self.num_replicas if self.autoscale is None else self.autoscale.max_replicas
 
 
 class QuantizeJob(Job):

@@ -153,13 +153,15 @@ class RunningServer:
         return self.process.returncode
 
 
-def start_server(model_dir: Path, folder: Path, port: int, **serve: object) -> RunningServer:
-    """Starts a server; the caller waits for it and stops it."""
+def start_server(
+    model_dir: Path, folder: Path, port: int, program: tuple[str, str] = ("-m", "serving.app"), **serve: object
+) -> RunningServer:
+    """Starts a server; the caller waits for it and stops it. `program` is what Python is told to run."""
     folder.mkdir(parents=True)
     config = folder / "serve.json"
     job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": {"port": port, **serve}}
     config.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "serving.app", "--config", str(config)]
+    command = [sys.executable, *program, "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment())
     return RunningServer(process, config, folder / "out")
 

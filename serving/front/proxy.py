@@ -68,6 +68,8 @@ class Front:
             asked = await read_request(request, self._limits, self._token)
             if (asked.method, asked.path) == ("GET", "/metrics"):
                 return await self._metrics(asked, request)
+            if asked.path == "/health" and self._limits.may_sleep and not self._replicas.all:
+                return web.json_response({"status": "ok", "replicas": 0})
             return await self._forward(asked, request)
         except ApiError as error:
             closing = {"Connection": "close"} if self.is_draining else {}
