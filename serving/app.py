@@ -29,6 +29,12 @@ from serving.wake import Waker
 
 READY_NAME = "serving.json"
 REPLICA_HOST = "127.0.0.1"  # the local Ray has no other machine
+RAY_ENVIRONMENT = {
+    "RAY_preload_python_modules": "serving.deployment",  # the processes that Ray keeps ready need not load it when a replica is asked for
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 LOOK_S = 3.0  # one look at the application's status costs the driver 0.2 s of computing, so it is asked for rarely
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens never pass through the object store
 
@@ -89,7 +95,7 @@ def _start(job: ServeJob, front: FrontServer) -> None:
     """Starts the front, Ray and the application, and waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
     address = front.start()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "TOKENIZERS_PARALLELISM": "false"})
+    os.environ.update(RAY_ENVIRONMENT)
     import ray
 
     deadline_s = time.monotonic() + job.serve.start_timeout_s

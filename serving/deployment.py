@@ -7,8 +7,10 @@ OpenVINO's process loads neither too.
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import asdict
 
+from prometheus_client import Gauge
 from ray import serve
 from ray.serve import Application
 
@@ -24,7 +26,7 @@ from serving.autoscaling.ray_policy import ray_options
 from serving.config import DEPLOYMENT_NAME, ServeJob
 from serving.engines.base import Engine, EngineError, Sampling
 from serving.engines.registry import make_engine
-from serving.metrics import make_metrics
+from serving.metrics import LABELS, make_metrics
 from serving.openai_api import build_api
 from serving.replica_http import FromFront, ReplicaServer
 from serving.service import ServedModel, Service
@@ -71,6 +73,7 @@ class ModelReplica:
     """One replica: an engine, the API in front of it at a port of its own, and a connection that tells the front of it."""
 
     async def __init__(self, job_json: str, front_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
+        started_s = time.perf_counter()
         job, front = ServeJob.model_validate_json(job_json), FrontAddress.model_validate_json(front_json)
         model = read_served_model(job)
         limits = job.serve
@@ -89,6 +92,8 @@ class ModelReplica:
         self._standing = Announcement(
             token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests
         )
+        ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
+        ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
         self._announcer = Announcer(front, lambda: self._standing)
         self._announcer.start()
 
