@@ -14,6 +14,7 @@ APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 """Ray Serve's names for the one model and all that serves it."""
 EngineName = Literal["openvino", "torch"]
+Precision = Literal["auto", "f32", "bf16"]
 EngineWeights = Literal["full", "int8", "nf4"]
 
 
@@ -76,8 +77,11 @@ class ServeConfig(Config):
     """Most new tokens one request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
     """New tokens where a request does not say."""
-    cache_gb: int = Field(1, ge=1)
-    """Memory of the KV cache of one replica, in whole GB."""
+    precision: Precision = "f32"
+    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On a Xeon with AMX `f32` makes 1.5
+    times the tokens/s of `auto` at one request, 1.2 times at 16, as many at 32, 0.8 of them at 64, and an answer depends less on others."""
+    cache_gb: float = Field(1, ge=0.01, le=10_000)
+    """Memory of the KV cache of one replica, in GB (2^30 bytes); taken as it fills."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest request body."""
     api_keys_file: Path | None = None
