@@ -50,6 +50,26 @@ class AutoscaleConfig(Config):
         return self
 
 
+class PoolConfig(Config):
+    """Replicas of one kind. What is absent is as the server has it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    """Where its engine computes."""
+    engine: EngineName | None = None
+    weights: EngineWeights | None = None
+    model_dir: Path | None = None
+    """Folder of the model in the form that the pool's engine reads; absent means the one that the server was given."""
+    num_replicas: int = Field(1, ge=1, le=1000)
+    autoscale: AutoscaleConfig | None = None
+    cpus_per_replica: int | None = Field(None, ge=1)
+    gpus_per_replica: float = Field(1.0, gt=0)
+    """Counts where the accelerator is `gpu`; less than 1 shares one among replicas."""
+    max_running_requests: int | None = Field(None, ge=1, le=4096)
+    usd_per_hour: float = Field(0.0, ge=0)
+    """Price of one replica. Requests go to the pool whose places are cheapest, as long as it answers in time."""
+
+
 class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
@@ -66,6 +86,10 @@ class ServeConfig(Config):
     """How the number of replicas follows the load; absent means that it stays."""
     cpus_per_replica: int | None = Field(None, ge=1)
     """Cores of one replica; absent means this machine's cores shared among the most replicas that there can be."""
+    pools: tuple[PoolConfig, ...] = ()
+    """Several kinds of replicas behind one address; absent means one kind, as the other fields say."""
+    target_ttft_s: float = Field(1.0, gt=0)
+    """Time to the first token above which requests go to a dearer pool."""
     max_running_requests: int = Field(64, ge=1, le=4096)
     """Requests one replica decodes together."""
     max_queued_requests: int = Field(256, ge=0)
@@ -78,8 +102,8 @@ class ServeConfig(Config):
     default_max_tokens: int = Field(256, ge=1)
     """New tokens where a request does not say."""
     precision: Precision = "f32"
-    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On a Xeon with AMX `f32` makes 1.5
-    times the tokens/s of `auto` at one request, 1.2 times at 16, as many at 32, 0.8 of them at 64, and an answer depends less on others."""
+    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On AMX `f32` makes 1.5
+    times the tokens/s of `auto` at one request, 1.2 times at 16, as many at 32 and 0.8 of them at 64; answers depend less on others."""
     cache_gb: float = Field(1, ge=0.01, le=10_000)
     """Memory of the KV cache of one replica, in GB (2^30 bytes); taken as it fills."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
@@ -94,6 +118,20 @@ class ServeConfig(Config):
     """How long start-up may take before it counts as failed."""
     drain_timeout_s: float = Field(10.0, ge=0)
     """How long running requests may finish after a stop signal."""
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> ServeConfig:
+        names = [pool.name for pool in self.pools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several pools are named {', '.join(twice)}. Give each a name of its own.")
+        return self
+
+    def of_pool(self, pool: PoolConfig) -> ServeConfig:
+        """The settings of one pool's replicas."""
+        own = ("engine", "weights", "num_replicas", "autoscale", "cpus_per_replica", "max_running_requests")
+        given = {name: getattr(pool, name) for name in own}
+        kept = {name: value for name, value in given.items() if value is not None or name == "autoscale"}
+        return self.model_copy(update={**kept, "pools": ()})
 
     @property
     def first_replicas(self) -> int:
@@ -135,3 +173,23 @@ class ServeJob(Job):
     model_name: str
     """The name clients ask for."""
     serve: ServeConfig = ServeConfig()
+    pool: PoolConfig | None = None
+    """The pool that this job is one of; set by the server itself."""
+
+    @property
+    def pool_name(self) -> str:
+        """Empty where there are no pools."""
+        return self.pool.name if self.pool else ""
+
+    @property
+    def application_name(self) -> str:
+        """Ray Serve's name for the replicas of this job."""
+        return f"{APPLICATION_NAME}-{self.pool.name}" if self.pool else APPLICATION_NAME
+
+    @property
+    def per_pool(self) -> tuple[ServeJob, ...]:
+        """One job a pool; this one itself where there are no pools."""
+        return tuple(
+            self.model_copy(update={"serve": self.serve.of_pool(pool), "model_dir": pool.model_dir or self.model_dir, "pool": pool})
+            for pool in self.serve.pools
+        ) or (self,)

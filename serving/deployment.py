@@ -40,11 +40,12 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
     Requests reach the replicas through the front and not through Ray, which starts, watches and ends them.
     """
     serve_config = job.serve
+    num_gpus = job.pool.gpus_per_replica if job.pool and job.pool.accelerator == "gpu" else 0
     deployment = serve.deployment(
         ModelReplica,
         name=DEPLOYMENT_NAME,
         **ray_options(serve_config),
-        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": num_gpus},
         # A replica that is one too many finishes its answers, however long; at the end of the server, the front's own limit comes first.
         graceful_shutdown_timeout_s=serve_config.request_timeout_s if serve_config.autoscale else serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -90,8 +91,9 @@ class ModelReplica:
         host = own_address(front.host)
         self._server = ReplicaServer(FromFront(build_api(self._service), token), host)
         self._standing = Announcement(
-            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests
-        )
+            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
+            pool=job.pool_name, usd_per_hour=job.pool.usd_per_hour if job.pool else 0.0,
+        )  # fmt: skip
         ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
         ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
         self._announcer = Announcer(front, lambda: self._standing)
