@@ -123,11 +123,11 @@ def test_drain_under_load_finishes_every_stream_and_refuses_the_rest(start_toy_s
 
 
 def test_pools_of_two_engines_serve_one_model_and_spill_over(start_toy_server: Callable[..., Any], toy_base: Any) -> None:
-    pools = [
-        {"name": "cpu", "usd_per_hour": 0.1, "cpus_per_replica": 1, "max_running_requests": 1},
-        {"name": "reference", "usd_per_hour": 1.0, "engine": "torch", "model_dir": str(toy_base), "cpus_per_replica": 1},
+    pools = [  # each of one place, so that prices compare
+        {"name": "cpu", "usd_per_hour": 0.1},
+        {"name": "reference", "usd_per_hour": 1.0, "engine": "torch", "model_dir": str(toy_base)},
     ]
-    server = start_toy_server(pools=pools)
+    server = start_toy_server(pools=[{**pool, "cpus_per_replica": 1, "max_running_requests": 1} for pool in pools])
 
     async def scene() -> list[int]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
