@@ -1,7 +1,7 @@
 """What Prometheus can read of a model's replicas; the names are a public interface.
 
 - What vLLM measures too has vLLM's name, so that the dashboards people have go on working; the rest begins with `slipway_`.
-- Every sample names its replica, and every replica answers for all of them: a scrape reaches whichever the proxy picks.
+- Every sample names its replica; the front answers a scrape with the figures of all of them.
 """
 
 from __future__ import annotations
