@@ -155,8 +155,8 @@ def doctor(as_json: bool) -> None:
 
 
 def bench(stack: str, arguments: list[str]) -> None:
-    """`slipway bench train|serve|autoscale`: the stack's own benchmark, as a program."""
-    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench"}
+    """`slipway bench train|serve|autoscale|soak`: the stack's own benchmark, as a program."""
+    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench", "soak": "serving.soak"}
     if stack not in modules:
         raise ConfigError(f"bench {stack!r}: there are `slipway bench {'`, `slipway bench '.join(modules)}`.")
     module = modules[stack]

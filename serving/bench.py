@@ -51,7 +51,7 @@ async def bench(given: argparse.Namespace) -> dict[str, Any]:
         batch = Batch(load(str(given.model), limits.max_running_requests, limits.cache_gb, num_threads))
         await _turn(batch, codec, ours, peers, *WARM_UP)
         turns = {n: [await _turn(batch, codec, ours, peers, n, given.new_tokens) for _ in range(given.rounds)] for n in given.streams}
-        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await _load(ours, NUM_ONE_TOKEN, 1)}
+        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await ask_load_generator(ours, NUM_ONE_TOKEN, 1)}
         rss_bytes = ours.replica_rss_bytes
     return {
         "streams": {str(n): _summary(results) for n, results in turns.items()},
@@ -77,11 +77,11 @@ async def _turn(
     nonce = uuid.uuid4().hex
     figures = {"engine": _engine(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)}
     engine_before_s, other_before_s = ours.cpu_s
-    figures["ours"] = await _load(ours, num_streams, num_tokens)
+    figures["ours"] = await ask_load_generator(ours, num_streams, num_tokens)
     engine_after_s, other_after_s = ours.cpu_s
     figures["ours"]["cpu_outside_engine_share"] = (other_after_s - other_before_s) / max(engine_after_s - engine_before_s, 1e-3)
     for name, peer in peers.items():
-        figures[name] = await _load(peer, num_streams, num_tokens)
+        figures[name] = await ask_load_generator(peer, num_streams, num_tokens)
     shown = ", ".join(f"{name} {each['tokens_per_s']:.1f}" for name, each in figures.items())
     print(f"{num_streams:3d} streams, tokens/s: {shown}", file=sys.stderr, flush=True)
     return figures
@@ -111,7 +111,7 @@ def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
     return statistics.median(times_s)
 
 
-async def _load(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
+async def ask_load_generator(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
     """What the load generator, in its own process, measured. Raises TransientError when it fails."""
     command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens)]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment())

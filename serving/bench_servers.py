@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,15 @@ class Server:
             used_s = times.user + times.system
             engine, other = (engine + used_s, other) if is_engine else (engine, other + used_s)
         return engine, other
+
+    @property
+    def rss_bytes(self) -> int:
+        """Memory of all its processes, what they share counted in each."""
+        sizes = []
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sizes.append(process.memory_info().rss)
+        return sum(sizes)
 
     @property
     def replica_rss_bytes(self) -> int:
