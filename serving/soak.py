@@ -44,17 +44,8 @@ async def soak(model_dir: Path, minutes: float, share: float, num_tokens: int) -
             capacity = (await ask_load_generator(server, STREAMS_FOR_CAPACITY, num_tokens))["tokens_per_s"]
         rate = share * capacity / num_tokens
         print(f"capacity {capacity:.0f} tokens/s; {rate:.2f} requests/s for {minutes:g} minutes", file=sys.stderr, flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "serving.soak",
-            "--load",
-            server.url,
-            server.model_name,
-            f"{rate}",
-            f"{60 * minutes}",
-            f"{num_tokens}",
-        ]
+        numbers = [str(rate), str(60 * minutes), str(num_tokens)]
+        command = [sys.executable, "-m", "serving.soak", "--load", server.url, server.model_name, *numbers]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         samples = await _watch(server, process)
         assert process.stdout is not None
@@ -94,7 +85,7 @@ async def load(url: str, model: str, rate: float, duration_s: float, num_tokens:
 
     started_s = next_s = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        tasks = []
+        tasks: list[asyncio.Task[None]] = []
         while (next_s := next_s + random.expovariate(rate)) < started_s + duration_s:
             await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
             tasks.append(asyncio.create_task(one(session, len(tasks))))
