@@ -25,6 +25,7 @@ from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
+from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.process_tree import adopt_orphans, end_children
 
@@ -37,13 +38,13 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError and ConfigError (a port in use, too few cores, no file of API keys) before Ray starts, TransientError when
-    start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys) before Ray starts,
+    TransientError when start-up takes too long.
     """
     started_s = time.time()
     verify(job.model_dir, MODEL_KINDS[job.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_keys(_with_cores(job))
+    job = _with_python(_with_keys(_with_cores(job)))
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -81,6 +82,11 @@ def _with_keys(job: ServeJob) -> ServeJob:
         return job
     api_keys.read(path)
     return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
+
+
+def _with_python(job: ServeJob) -> ServeJob:
+    """The job with the engine's Python settled, by absolute path. Raises ConfigError where none has the engine."""
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"engine_python": engine_python(job.serve)})})
 
 
 def _start(job: ServeJob) -> None:

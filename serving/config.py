@@ -10,7 +10,7 @@ from pydantic import Field
 from infra.config import Config
 from infra.process import Job
 
-EngineName = Literal["openvino", "torch"]
+EngineName = Literal["openvino", "torch", "vllm"]
 EngineWeights = Literal["full", "int8", "nf4"]
 
 
@@ -25,9 +25,12 @@ class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
     engine: EngineName = "openvino"
-    """What computes: `openvino` reads the quantized model (CPU); `torch` is the reference, reads the merged model, on any device."""
+    """What computes: `openvino` reads the quantized model (CPU); `vllm` and the reference, `torch`, read the merged one (CPU or GPU)."""
+    engine_python: Path | None = None
+    """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
+    the library `.venv-ENGINE/bin/python` beside its venv."""
     weights: EngineWeights = "full"
-    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engine serves what was quantized."""
+    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engines serve what they are given."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)

@@ -12,17 +12,15 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import pytest
 
 from infra.answers import Prompt, read_answers, write_prompts
 from infra.chat import load_codec
 from infra.contracts import verify, write_manifest
-from infra.errors import ArtifactError
 from infra.provenance import Provenance
 from serving.config import PredictJob
 from serving.engines import openvino_steps
-from serving.engines.base import EngineError, RequestRefusedError, Sampling
+from serving.engines.base import EngineError, Sampling
 from serving.engines.child import answer_until_closed
 from serving.engines.messages import JsonLines
 from serving.engines.openvino import OpenVinoEngine
@@ -45,11 +43,6 @@ def with_engine(folder: Path, use: Any, engine_type: type[OpenVinoEngine] = Open
             await engine.stop()
 
     return asyncio.run(run())
-
-
-def engine_processes(pid: int | None = None) -> list[psutil.Process]:
-    """The engines' processes right below this process, or `pid`."""
-    return [child for child in psutil.Process(pid).children() if any("openvino_steps" in word for word in child.cmdline())]
 
 
 async def collect(engine: OpenVinoEngine, prompt: tuple[int, ...], sampling: Sampling) -> tuple[list[int], str | None]:
@@ -140,27 +133,6 @@ def test_engine_closed_generator_frees_its_place(toy_quantized: Path) -> None:
     with_engine(toy_quantized, run)
 
 
-def test_engine_refused_request_leaves_the_others_running(toy_quantized: Path) -> None:
-    async def run(engine: OpenVinoEngine) -> Any:
-        good = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=32)))
-        with pytest.raises(RequestRefusedError, match="prompt"):
-            await collect(engine, (), Sampling(max_tokens=4))
-        return await good
-
-    assert with_engine(toy_quantized, run)[1] == "length"
-
-
-def test_engine_stop_ends_waiting_requests_with_an_error(toy_quantized: Path) -> None:
-    async def run(engine: OpenVinoEngine) -> None:
-        waiting = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=200_000)))
-        await asyncio.sleep(0.1)
-        await engine.stop()
-        with pytest.raises(EngineError, match="stopped"):
-            await waiting
-
-    with_engine(toy_quantized, run)
-
-
 class BrokenPipeline:
     """A real pipeline whose `breaks_at`-th step raises."""
 
@@ -205,57 +177,6 @@ def test_engine_failing_step_fails_all_requests_and_later_ones(toy_quantized: Pa
             await collect(engine, PROMPT, Sampling(max_tokens=1))
 
     with_engine(toy_quantized, run, BreakingEngine)
-
-
-def test_engine_killed_process_fails_its_requests_and_later_ones(toy_quantized: Path) -> None:
-    async def run(engine: OpenVinoEngine) -> None:
-        waiting = asyncio.create_task(collect(engine, PROMPT, Sampling(max_tokens=200_000)))
-        await asyncio.sleep(0.2)
-        (process,) = engine_processes()
-        process.kill()
-        with pytest.raises(EngineError, match="process ended"):
-            await waiting
-        assert engine.failure is not None
-        with pytest.raises(EngineError, match="process ended"):
-            await collect(engine, PROMPT, Sampling(max_tokens=1))
-
-    with_engine(toy_quantized, run)
-
-
-PARENT = """
-import asyncio, sys
-from pathlib import Path
-from serving.engines.base import Sampling
-from serving.engines.openvino import OpenVinoEngine
-
-async def run():
-    engine = OpenVinoEngine(Path(sys.argv[1]), 4, 1)
-    await engine.start()
-    async for _ in engine.generate((5, 6, 7), Sampling(max_tokens=200_000)):
-        print("answering", flush=True)
-
-asyncio.run(run())
-"""
-
-
-def test_engine_process_ends_with_a_parent_that_is_killed(toy_quantized: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(toy_quantized)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "answering\n"
-        (child,) = engine_processes(parent.pid)
-        parent.kill()
-    child.wait(timeout=20)
-
-
-def test_engine_unreadable_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "openvino_model.xml").write_text("<net/>")
-
-    async def use(engine: OpenVinoEngine) -> None:
-        raise AssertionError("it must not start")
-
-    with pytest.raises(ArtifactError, match="openvino cannot load it"):
-        with_engine(tmp_path, use)
-    assert not engine_processes()
 
 
 def test_predict_answers_in_the_order_of_the_prompts(toy_quantized: Path, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""vLLM as an engine, for a merged model on a GPU or a CPU; `vllm_steps.py` is its process, under a Python of its own where need be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.config import ServeConfig
+from serving.engines.base import Capabilities, GrammarKind
+from serving.engines.interpreter import engine_python
+from serving.engines.process import ProcessEngine
+
+MAX_TOP_LOGPROBS = 20
+GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
+CAPABILITIES = Capabilities(engine="vllm", max_top_logprobs=MAX_TOP_LOGPROBS, grammars=GRAMMARS)
+VARIABLES = {
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would bind every replica to the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is one of its own already; another below it could outlive it
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_PLUGINS": "",  # no code but its own
+}
+
+
+def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
+    """The engine that `config` describes, for a merged model; nothing is loaded before it starts."""
+    settings = {
+        "model_dir": str(model_dir.absolute()),
+        "max_running_requests": config.max_running_requests,
+        "cache_bytes": config.cache_gb << 30,
+    }
+    threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}
+    return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, CAPABILITIES, engine_python(config), {**VARIABLES, **threads})
