@@ -46,7 +46,7 @@ def _lacking(python: Path, package: str) -> str:
     if not python.is_file():
         return "does not exist"
     try:
-        command = [python, "-c", _LOOK, package, OWN_PACKAGE]
+        command = [str(python), "-c", _LOOK, package, OWN_PACKAGE]
         looked = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not run ({error})"

@@ -138,9 +138,10 @@ def structured_outputs(grammar: Grammar | None) -> StructuredOutputsParams | Non
 def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> Batch:
     """The batch of a merged model's folder. Raises what vLLM raises when it cannot read it.
 
-    It computes in the dtype that the model has; only safetensors are read. A context that the cache cannot hold is shortened to what it can.
+    It computes in the dtype that the model has; only safetensors are read. A context that the cache cannot hold is cut to what it can.
     """
-    torch.cpu._init_amx()  # vLLM's attention uses it wherever there is such a unit, and a process that did not ask for it is ended (SIGILL)
+    # Where the processor has such a unit vLLM's attention uses it, and Linux ends a process that did not ask before (SIGILL).
+    torch.cpu._init_amx()
     config = EngineArgs(
         model=model_dir,
         load_format="safetensors",
