@@ -30,6 +30,7 @@ from serving.openai_format import error_event
 from serving.request_log import LOGGER_NAME
 
 REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
+REQUEST_ID_HEADER = "X-Request-Id"
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 KEYS_LOOK_S = 1.0  # a revoked key is refused after at most this long
 
@@ -127,9 +128,9 @@ class Access:
         await self._run(caller, scope, receive, send)
 
     def _identify(self, headers: Headers, path: str) -> Caller:
-        request_id = headers.get("x-request-id") or uuid.uuid4().hex
+        request_id = headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex
         if REQUEST_ID.fullmatch(request_id) is None:
-            raise ApiError("X-Request-Id: at most 128 letters, digits and ._:/=+- are taken. Shorten it or leave it out.")
+            raise ApiError(f"{REQUEST_ID_HEADER}: at most 128 letters, digits and ._:/=+- are taken. Shorten it or leave it out.")
         key = None if path in self._limits.open_paths else self._keys.check(headers)
         return Caller(request_id, key, _timeout_s(headers, self._limits.request_timeout_s))
 
@@ -140,6 +141,7 @@ class Access:
         async def note_start(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (REQUEST_ID_HEADER.lower().encode(), caller.request_id.encode())]}
                 started = message
             await send(message)
 
@@ -152,7 +154,7 @@ class Access:
             message = f"not done within {caller.timeout_s:g} s. Ask for fewer tokens, or for more time ({TIMEOUT_HEADER})."
             error = ApiError(message, 504, code="deadline_exceeded")
             if started is None:
-                await _send_error(error, scope, receive, send)
+                await _send_error(error, scope, receive, note_start)
             else:  # only a stream of events takes time between its start and its end
                 await send({"type": "http.response.body", "body": error_event(error.body)})
             outcome = "deadline"

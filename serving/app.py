@@ -12,9 +12,6 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,11 @@ from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
+from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
 
 READY_NAME = "serving.json"
-POLL_S = 0.05
+REPLICA_HOST = "127.0.0.1"  # the local Ray has no other machine
 LOOK_S = 3.0  # one look at the application's status costs the driver 0.2 s of computing, so it is asked for rarely
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens never pass through the object store
 
@@ -48,9 +46,10 @@ def run(job: ServeJob) -> None:
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
+    front = FrontServer(job.serve, REPLICA_HOST)
     is_ready = False
     try:
-        _start(job)
+        _start(job, front)
         _write_ready(ready_file, job, started_s)
         is_ready = True
         _wait_for_ever()
@@ -59,7 +58,7 @@ def run(job: ServeJob) -> None:
             raise KeyboardInterrupt from signalled
     finally:
         ready_file.unlink(missing_ok=True)
-        _stop(is_ready)
+        _stop(front, job.serve.drain_timeout_s if is_ready else 0.0)
 
 
 def _with_cores(job: ServeJob) -> ServeJob:
@@ -89,8 +88,9 @@ def _with_python(job: ServeJob) -> ServeJob:
     return job.model_copy(update={"serve": job.serve.model_copy(update={"engine_python": engine_python(job.serve)})})
 
 
-def _start(job: ServeJob) -> None:
-    """Starts Ray and the application and waits until it answers. Raises TransientError."""
+def _start(job: ServeJob, front: FrontServer) -> None:
+    """Starts the front, Ray and the application, and waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
+    address = front.start()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0", "TOKENIZERS_PARALLELISM": "false"})
     import ray
@@ -110,33 +110,18 @@ def _start(job: ServeJob) -> None:
     from serving.deployment import APPLICATION_NAME, build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": job.serve.host, "port": job.serve.port})
-    target = serve.RunTarget(build_app(job), name=APPLICATION_NAME)
+    serve.start(proxy_location="Disabled")
+    target = serve.RunTarget(build_app(job, address), name=APPLICATION_NAME, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
-    _wait_until_healthy(job, deadline_s)
+    _wait_for_replica(job, front, deadline_s)
 
 
-def _wait_until_healthy(job: ServeJob, deadline_s: float) -> None:
-    """Returns once `/health` answers 200. Raises ArtifactError when the model cannot start, TransientError past `deadline_s`."""
-    next_look_s = time.monotonic() + LOOK_S
-    while not _is_healthy(url(job.serve)):
-        now_s = time.monotonic()
-        if now_s > deadline_s:
+def _wait_for_replica(job: ServeJob, front: FrontServer, deadline_s: float) -> None:
+    """Returns once a replica is ready. Raises ArtifactError when the model cannot start, TransientError past `deadline_s`."""
+    while not front.replicas.has_some.wait(LOOK_S):
+        if time.monotonic() > deadline_s:
             raise TransientError("the model is not ready in time. Raise serve.start_timeout_s, or free some cores.")
-        if now_s > next_look_s:
-            _require_no_failure(job.model_dir)
-            next_look_s = time.monotonic() + LOOK_S
-        time.sleep(POLL_S)
-
-
-def _is_healthy(base_url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{base_url}/health", timeout=LOOK_S) as response:
-            return bool(response.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code == HTTPStatus.UNAUTHORIZED  # it asks for a key even here, which only a replica that is up does
-    except OSError:  # refused, or answered with another status: not ready yet
-        return False
+        _require_no_failure(job.model_dir)
 
 
 def _require_no_failure(model_dir: Path) -> None:
@@ -171,22 +156,17 @@ def _wait_for_ever() -> None:
         signal.pause()
 
 
-def _stop(is_ready: bool) -> None:
+def _stop(front: FrontServer, drain_timeout_s: float) -> None:
     """Drains and ends everything below this process; a second signal no longer interrupts."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    front.drain(drain_timeout_s)
     with contextlib.suppress(Exception):  # a process edge: what cannot be stopped in order is ended below
-        if is_ready:
-            from ray import serve
-
-            from serving.deployment import APPLICATION_NAME
-
-            # Not serve.shutdown(): it takes the HTTP proxy away from the answers that are still running.
-            serve.delete(APPLICATION_NAME)
         if "ray" in sys.modules:
             import ray
 
             ray.shutdown()
+    front.stop()
     end_children()
 
 

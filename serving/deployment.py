@@ -6,46 +6,48 @@ OpenVINO's process loads neither too.
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import socket
+
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve import Application
 
-from infra.chat import load_codec
+from infra.chat import ChatCodec, load_codec
 from infra.contracts import read_manifest
 from infra.errors import ArtifactError
 from infra.files import read_json
 from serving import request_log
 from serving.admission import Gate
+from serving.announcement import Announcement, Announcer, FrontAddress
 from serving.config import ServeJob
-from serving.engines.base import EngineError
+from serving.engines.base import Engine, EngineError, Sampling
 from serving.engines.registry import make_engine
-from serving.metrics import make_metrics, merge
+from serving.metrics import make_metrics
 from serving.openai_api import build_api
+from serving.replica_http import FromFront, ReplicaServer
 from serving.service import ServedModel, Service
 
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
-# Ray Serve must never be the one to queue: it would hold what our own limit is to refuse, and health checks with it.
-SPARE_REQUESTS = 1024
-METRICS_TIMEOUT_S = 3.0
+WARM_UP_TOKENS = 2
 
 
-def build_app(job: ServeJob) -> Application:
-    """The Ray Serve application of one model; nothing is loaded before a replica starts."""
+def build_app(job: ServeJob, front: FrontAddress) -> Application:
+    """The Ray Serve application of one model; nothing is loaded before a replica starts.
+
+    Requests reach the replicas through the front and not through Ray, which starts, watches and ends them.
+    """
     serve_config = job.serve
     deployment = serve.deployment(
-        OpenAIServer,
+        ModelReplica,
         name=DEPLOYMENT_NAME,
         num_replicas=serve_config.num_replicas,
         ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
-        max_ongoing_requests=serve_config.max_running_requests + serve_config.max_queued_requests + SPARE_REQUESTS,
         graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
         max_constructor_retry_count=1,  # a folder that cannot be loaded now cannot be loaded a second later
     )
-    return deployment.bind(job.model_dump_json())
+    return deployment.bind(job.model_dump_json(), front.as_json())
 
 
 def read_served_model(job: ServeJob) -> ServedModel:
@@ -63,39 +65,53 @@ def read_served_model(job: ServeJob) -> ServedModel:
     )
 
 
-@serve.ingress()
-class OpenAIServer:
-    """One replica: an engine, and the API in front of it."""
+class ModelReplica:
+    """One replica: an engine, the API in front of it at a port of its own, and a connection that tells the front of it."""
 
-    async def __init__(self, job_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
-        job = ServeJob.model_validate_json(job_json)
+    async def __init__(self, job_json: str, front_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
+        job, front = ServeJob.model_validate_json(job_json), FrontAddress.model_validate_json(front_json)
         model = read_served_model(job)
         limits = job.serve
-        replica = serve.get_replica_context().replica_tag
-        request_log.write_to(job.output_dir.absolute(), replica)
+        self._name = serve.get_replica_context().replica_tag
+        request_log.write_to(job.output_dir.absolute(), self._name)
         self._engine = make_engine(job.model_dir, limits)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
-        metrics = make_metrics(model.name, self._engine, gate, replica)
-        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
+        metrics = make_metrics(model.name, self._engine, gate, self._name)
+        codec = load_codec(job.model_dir)
         await self._engine.start()
-
-    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
-        return build_api(self._service, self._all_metrics if self._service.limits.num_replicas > 1 else None)
-
-    async def metrics_text(self) -> str:
-        """This replica's figures, for the one that answers a scrape."""
-        return self._service.metrics.text
-
-    async def _all_metrics(self) -> str:
-        """The figures of all replicas that answer; those of this one alone where one hangs."""
-        handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APPLICATION_NAME)
-        try:
-            answers = await handle.broadcast("metrics_text").results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
-        except (RayError, TimeoutError):
-            answers = []
-        return merge([answer for answer in answers if isinstance(answer, str)] or [self._service.metrics.text])
+        await warm_up(self._engine, codec)
+        api = build_api(Service(model, self._engine, codec, limits, metrics, gate))
+        token = front.token.get_secret_value()
+        host = own_address(front.host)
+        self._server = ReplicaServer(FromFront(api, token), host)
+        self._standing = Announcement(
+            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests
+        )
+        self._announcer = Announcer(front, lambda: self._standing)
+        self._announcer.start()
 
     async def check_health(self) -> None:
         """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""
         if self._engine.failure is not None:
             raise EngineError(self._engine.failure)
+
+    async def __del__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it before it ends the replica
+        self._standing = self._standing.model_copy(update={"is_draining": True})
+        self._announcer.update()
+        await self._server.drain()
+        await self._announcer.stop()
+        await self._server.stop()
+        await self._engine.stop()
+
+
+async def warm_up(engine: Engine, codec: ChatCodec) -> None:
+    """One answer for nobody: kernels are made and memory is touched before the first request. Raises EngineError."""
+    async for _ in engine.generate(codec.encode_text("ready"), Sampling(max_tokens=WARM_UP_TOKENS)):
+        pass
+
+
+def own_address(front_host: str) -> str:
+    """The address at which the front reaches this machine: the one that a packet to it would leave from. Nothing is sent."""
+    with socket.socket(socket.AF_INET6 if ":" in front_host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((front_host, 1))
+        return str(probe.getsockname()[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -28,10 +28,10 @@ CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody rec
 EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-def build_api(service: Service, all_metrics: Callable[[], Awaitable[str]] | None = None) -> FastAPI:
-    """The routes in front of `service`; `all_metrics` gives the figures of all replicas where there is more than this one."""
+def build_api(service: Service) -> FastAPI:
+    """The routes in front of `service`."""
     api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
-    handlers = _Handlers(service, all_metrics)
+    handlers = _Handlers(service)
     routes = (
         ("POST", "/v1/chat/completions", handlers.chat),
         ("POST", "/v1/completions", handlers.completion),
@@ -63,9 +63,8 @@ def build_api(service: Service, all_metrics: Callable[[], Awaitable[str]] | None
 class _Handlers:
     """One method a route."""
 
-    def __init__(self, service: Service, all_metrics: Callable[[], Awaitable[str]] | None) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._all_metrics = all_metrics
 
     async def chat(self, request: Request) -> Response:
         asked = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
@@ -109,8 +108,7 @@ class _Handlers:
         return JSONResponse({"status": "ok"})
 
     async def metrics(self) -> Response:
-        text = await self._all_metrics() if self._all_metrics else self._service.metrics.text
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return Response(self._service.metrics.text, media_type=CONTENT_TYPE_LATEST)
 
     def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller) -> Response:
         claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))

@@ -6,20 +6,24 @@ import importlib
 import logging
 import os
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.errors import ConfigError, TransientError
 from infra.network import require_listener
 from infra.settings import program_variables
 from training.config import TrainConfig
+from training.preload import NUM_OTHERS, keep_environments_alike, make_slots
 
 OBJECT_STORE_BYTES = 128 << 20  # workers exchange gradients over gloo, not through the object store
 RAY_ENVIRONMENT = {  # each of the first four is a process or more that takes seconds to start; all are read by Ray when it is imported
-    "RAY_prestart_worker_first_driver": "0",  # Ray Train's actors have an environment of their own, so none of them is ever taken
+    "RAY_preload_python_modules": "training.preload",
+    "RAY_worker_maximum_startup_concurrency": "16",  # no process waits for another one's start
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,12 +37,15 @@ class Place:
     """What each worker gets."""
 
     cpus: int
+    """Threads it computes with."""
     use_gpu: bool
+    is_own_ray: bool = False
+    """Whether the Ray was started for this run, on this machine alone."""
 
     @property
     def resources(self) -> dict[str, float]:
-        """By Ray's names."""
-        return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
+        """By Ray's names. A Ray of our own starts as many processes ahead as it is told that it has cores, so a worker counts as one."""
+        return {"CPU": 1.0 if self.is_own_ray else float(self.cpus)} | ({"GPU": 1.0} if self.use_gpu else {})
 
 
 @contextmanager
@@ -55,12 +62,14 @@ def ray_session(train: TrainConfig, address: str | None) -> Iterator[Place]:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    slots = tempfile.TemporaryDirectory(prefix="slipway-")
     try:
-        place = _join(train, address) if address else _start(train)
+        place = _join(train, address) if address else _start(train, Path(slots.name))
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
         yield place
     finally:
         ray.shutdown()
+        slots.cleanup()
 
 
 def cpus_per_worker(train: TrainConfig, node_cpus: Sequence[int]) -> int:
@@ -69,20 +78,22 @@ def cpus_per_worker(train: TrainConfig, node_cpus: Sequence[int]) -> int:
     return train.cpus_per_worker or next(fitting, 1)
 
 
-def _start(train: TrainConfig) -> Place:
+def _start(train: TrainConfig, slots: Path) -> Place:
     import psutil
     import ray
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
     cpus = cpus_per_worker(train, [cores])
+    make_slots(slots, train.max_workers)
     loading = threading.Thread(target=importlib.import_module, args=("ray.train",))  # half a second that Ray's start leaves idle
     loading.start()
     ray.init(
-        address="local", num_cpus=cpus * train.max_workers, include_dashboard=False, log_to_driver=False,
+        address="local", num_cpus=train.max_workers + NUM_OTHERS, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
     )  # fmt: skip
     loading.join()
-    return Place(cpus, _has_gpus(train))
+    keep_environments_alike()
+    return Place(cpus, _has_gpus(train), is_own_ray=True)
 
 
 def _join(train: TrainConfig, address: str) -> Place:

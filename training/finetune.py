@@ -91,17 +91,19 @@ def make_trainer(job: FinetuneJob, place: Place, runs: Path, parents: list[str])
     if job.train.max_workers == 1:
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        return without_idle_actors(DataParallelTrainer)(train_worker, **settings)
+        return without_idle_actors(DataParallelTrainer, place.is_own_ray)(train_worker, **settings)
     from ray.train.torch import TorchConfig, TorchTrainer
 
     torch_config = TorchConfig(backend="nccl" if place.use_gpu else "gloo")
-    return without_idle_actors(TorchTrainer)(train_worker, torch_config=torch_config, **settings)
+    return without_idle_actors(TorchTrainer, place.is_own_ray)(train_worker, torch_config=torch_config, **settings)
 
 
-def without_idle_actors(trainer: Any) -> Any:
-    """The class of trainer, less two actors that have nothing to do here and take more than a second each to start.
+def without_idle_actors(trainer: Any, is_own_ray: bool) -> Any:
+    """The class of trainer, less the actors that have nothing to do here and take more than a second each to start, one after the other.
 
-    One hands out Ray Datasets, of which there are none; one frees what the workers held should the driver be killed, which Ray does too.
+    One hands out Ray Datasets, of which there are none; one frees what the workers held should the driver be killed, which Ray does too;
+    one asks a cluster's autoscaler for nodes, which a Ray of our own does not have. There the controller also takes a process that is
+    ready (`training/preload.py`).
     """
 
     class LeanTrainer(trainer):  # type: ignore[misc]
@@ -109,7 +111,25 @@ def without_idle_actors(trainer: Any) -> Any:
             callbacks = super()._create_default_callbacks()
             return [callback for callback in callbacks if type(callback).__name__ not in IDLE_CALLBACKS]
 
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            if not is_own_ray:
+                return super()._initialize_and_run_controller(**parts)
+            import ray
+            from ray.train.v2._internal.execution.controller import TrainController
+
+            for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+                getattr(parts["scaling_policy"], name)  # raises where Ray has renamed it
+                setattr(parts["scaling_policy"], name, do_nothing)
+            controller = ray.remote(num_cpus=0)(TrainController).remote(**parts)
+            self._register_sigint_handler(controller)
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+
     return LeanTrainer
+
+
+def do_nothing() -> None:
+    """In place of a request to an autoscaler."""
 
 
 def stop_workers(checkpoints: Path) -> None:
@@ -122,9 +142,9 @@ def stop_workers(checkpoints: Path) -> None:
 
 def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's function; loads the trainer in the worker alone, since driver and controller would spend three seconds each on it."""
-    from training.worker import train_on_worker
+    from training.preload import load_trainer
 
-    train_on_worker(config)
+    load_trainer().train_on_worker(config)
 
 
 def trained_facts(job: FinetuneJob, base: Manifest) -> ModelFacts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from infra.config import parse
 from infra.errors import ConfigError, TransientError
 from infra.settings import load_settings
+from training import preload
 from training.cluster import Place, cpus_per_worker, ray_session
 from training.config import EstimateJob, FinetuneJob, TrainConfig
 from training.data.tokens import read_token_rows
@@ -88,3 +91,15 @@ def test_trainer_leaves_out_the_two_actors_that_have_nothing_to_do(workers: Any,
         {type(each).__name__ for each in made._create_default_callbacks()} for made in (trainer, super(type(trainer), trainer))
     )
     assert of_ray - without == set(IDLE_CALLBACKS)
+
+
+def test_preload_is_for_the_processes_that_start_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(preload.SLOTS_VARIABLE, "")  # so that it is put back after
+    preload.make_slots(tmp_path, num_workers=2)
+    assert [preload.take_slot() for _ in range(6)] == [False, False, True, True, False, False]
+
+
+def test_trainer_loads_without_scikit_learn_and_leaves_it_importable() -> None:
+    code = "from training.preload import load_trainer; import sys; load_trainer(); print('sklearn' in sys.modules); import sklearn"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

@@ -1,0 +1,91 @@
+"""How a replica makes itself known: a connection to the front that stays open for as long as the replica lives.
+
+The first line says who it is and where it answers; the same line again says that something about it has changed. The front takes
+the end of the connection, which the kernel sends however a process ends, as the end of the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+
+from pydantic import Field, SecretStr
+
+from infra.config import Config
+
+TOKEN_HEADER = "X-Slipway-Front"
+RETRY_S = 0.5
+MAX_LINE_BYTES = 1 << 16
+
+
+class FrontAddress(Config):
+    """Where replicas announce themselves, and the secret that each side knows the other by."""
+
+    host: str
+    port: int
+    token: SecretStr
+
+    def as_json(self) -> str:
+        """The address with its secret in the clear, for the replicas only."""
+        return _in_the_clear(self)
+
+
+class Announcement(Config):
+    """One replica, as it stands now."""
+
+    token: SecretStr
+    replica: str
+    """Its name, unique among those that live."""
+    host: str
+    port: int = Field(ge=1, le=65535)
+    num_places: int = Field(ge=1)
+    """Requests it answers together; more would wait there."""
+    is_draining: bool = False
+    """Whether it ends once its running requests are done, and takes no new ones."""
+
+    def as_line(self) -> bytes:
+        """The announcement as it is sent, its secret in the clear."""
+        return _in_the_clear(self).encode() + b"\n"
+
+
+def _in_the_clear(spoken: FrontAddress | Announcement) -> str:
+    return json.dumps(spoken.model_dump(mode="json") | {"token": spoken.token.get_secret_value()})
+
+
+class Announcer:
+    """Keeps one front told of a replica; connects again where the connection ends before the replica does."""
+
+    def __init__(self, front: FrontAddress, describe: Callable[[], Announcement]) -> None:
+        self._front = front
+        self._describe = describe
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins; needs a running event loop."""
+        self._task = asyncio.create_task(self._run())
+
+    def update(self) -> None:
+        """Tells how the replica stands now."""
+        if self._writer is not None:
+            self._writer.write(self._describe().as_line())
+
+    async def stop(self) -> None:
+        """Closes the connection: the replica is gone."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                reader, self._writer = await asyncio.open_connection(self._front.host, self._front.port)
+                try:
+                    self.update()
+                    await reader.read()  # the front sends nothing: this ends with the connection
+                finally:
+                    self._writer.close()
+                    self._writer = None
+            await asyncio.sleep(RETRY_S)

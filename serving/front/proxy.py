@@ -1,0 +1,143 @@
+"""Sends each request to a replica, and to another where that one fails.
+
+- Until the first byte has gone to the client a request may be sent again: nothing that is served changes anything. So a replica that dies
+  costs a whole answer some time, and a stream that has begun an error event as its last.
+- Where no replica is ready, requests wait for one, up to their deadline and up to as many as may queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from aiohttp import web
+
+from serving.config import ServeConfig
+from serving.errors import ApiError
+from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
+from serving.front.replicas import Replica, Replicas
+from serving.front.routing import Router, prompt_blocks
+from serving.metrics import merge
+
+NUM_TRIES = 4
+PAUSE_S = 0.05  # a replica that has just died is struck off within this
+LOOK_S = 1.0
+HOLD_RETRY_S = 5
+IDLE_CONNECTION_S = 30.0
+
+
+class Front:
+    """Answers clients through the replicas; `wake` is called while requests wait and there is no replica."""
+
+    def __init__(self, replicas: Replicas, token: str, limits: ServeConfig, wake: Callable[[], None] = lambda: None) -> None:
+        self._replicas = replicas
+        self._token = token
+        self._limits = limits
+        self._wake = wake
+        self._router = Router()
+        self._session: aiohttp.ClientSession | None = None
+        self.num_held = 0
+        """Requests that wait for a replica to be ready."""
+        self.num_open = 0
+        """Requests that are being answered."""
+        self.is_draining = False
+
+    @property
+    def app(self) -> web.Application:
+        """What to listen with; a handler must be cancelled when its client leaves."""
+        app = web.Application(client_max_size=self._limits.max_body_bytes)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.cleanup_ctx.append(self._open_session)
+        return app
+
+    async def _open_session(self, _app: web.Application) -> AsyncIterator[None]:
+        # No limit here: each replica has its own, and says 429 beyond it.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()) as session:
+            self._session = session
+            yield
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.num_open += 1
+        try:
+            if self.is_draining:
+                raise ApiError("the server is ending and takes no new requests. Ask another one.", 503)
+            asked = await read_request(request, self._limits, self._token)
+            if (asked.method, asked.path) == ("GET", "/metrics"):
+                return await self._metrics(asked, request)
+            return await self._forward(asked, request)
+        except ApiError as error:
+            closing = {"Connection": "close"} if self.is_draining else {}
+            return web.json_response(error.body, status=error.status, headers={**error.headers, **closing})
+        finally:
+            self.num_open -= 1
+
+    async def _forward(self, asked: Asked, request: web.Request) -> web.StreamResponse:
+        """The answer of the first replica that gives one. Raises ApiError where none does."""
+        blocks = prompt_blocks(asked.body) if len(self._replicas.usable) > 1 else []
+        refusal: web.Response | None = None
+        full: set[Replica] = set()
+        for attempt in range(NUM_TRIES):
+            candidates = [replica for replica in self._replicas.usable if replica not in full]
+            if refusal is not None and full and not candidates:
+                return refusal
+            replica = self._router.choose(candidates or await self._wait_for_some(asked), blocks)
+            try:
+                return await self._ask(replica, asked, request)
+            except RefusedError as refused:
+                refusal = refused.answer
+                if refusal.status == 503:
+                    replica.has_failed = True  # Ray Serve will put another in its place
+                else:
+                    full.add(replica)
+            except LostError:
+                await asyncio.sleep(PAUSE_S * (attempt + 1))
+        if refusal is not None:
+            return refusal
+        raise ApiError("the replicas that were asked ended before they answered. Ask again.", 503)
+
+    async def _ask(self, replica: Replica, asked: Asked, request: web.Request) -> web.StreamResponse:
+        assert self._session is not None
+        replica.num_running += 1
+        try:
+            return await ask(self._session, replica.url, asked, request)
+        finally:
+            replica.num_running -= 1
+
+    async def _wait_for_some(self, asked: Asked) -> list[Replica]:
+        """The replicas, once there are some. Raises ApiError 429 where too many wait already, 503 past the deadline."""
+        if asked.path == "/health":
+            raise ApiError("no replica is ready.", 503)
+        if self.num_held >= max(self._limits.max_queued_requests, 1):
+            raise ApiError("no replica is ready, and as many requests as may wait do. Ask again.", 429, retry_after_s=HOLD_RETRY_S)
+        self.num_held += 1
+        try:
+            while not (usable := self._replicas.usable):
+                left_s = asked.deadline_s - time.monotonic()
+                if left_s <= 0 or self.is_draining:
+                    raise ApiError("no replica became ready in time. Ask again.", 503)
+                self._wake()
+                await self._replicas.wait_for_change(min(left_s, LOOK_S))
+            return usable
+        finally:
+            self.num_held -= 1
+
+    async def _metrics(self, asked: Asked, request: web.Request) -> web.Response:
+        """The figures of all replicas that answer, as one text; where they refuse (no key), what one of them said."""
+        answers: list[web.Response] = []
+        for replica in self._replicas.all:
+            with contextlib.suppress(LostError):
+                try:
+                    answer = await self._ask(replica, asked, request)
+                except RefusedError as refused:
+                    answer = refused.answer
+                assert isinstance(answer, web.Response)
+                answers.append(answer)
+        good = [answer for answer in answers if answer.status == 200]
+        if answers and not good:
+            return answers[0]
+        text = merge([str(answer.text) for answer in good])
+        return web.Response(text=text, headers=good[0].headers if good else None)
