@@ -105,6 +105,7 @@ def _start(job: ServeJob, front: FrontServer) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
     )
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
+    require_gpus(job.serve, num_found=int(ray.cluster_resources().get("GPU", 0)))
     from ray import serve
 
     from serving.deployment import APPLICATION_NAME, build_app
@@ -114,6 +115,16 @@ def _start(job: ServeJob, front: FrontServer) -> None:
     target = serve.RunTarget(build_app(job, address), name=APPLICATION_NAME, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
     _wait_for_replica(job, front, deadline_s)
+
+
+def require_gpus(config: ServeConfig, num_found: int) -> None:
+    """Raises ConfigError where the replicas want more GPUs than Ray found here."""
+    wanted = config.gpus_per_replica * config.num_replicas
+    if wanted > num_found:
+        raise ConfigError(
+            f"{config.num_replicas} replicas with {config.gpus_per_replica} GPU each need {wanted}; Ray found {num_found} on this machine. "
+            "Lower serve.num_replicas or serve.gpus_per_replica."
+        )
 
 
 def _wait_for_replica(job: ServeJob, front: FrontServer, deadline_s: float) -> None:

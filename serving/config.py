@@ -37,6 +37,8 @@ class ServeConfig(Config):
     num_replicas: int = Field(1, ge=1, le=1000)
     cpus_per_replica: int | None = Field(None, ge=1)
     """Cores of one replica; absent means this machine's cores shared among the replicas."""
+    gpus_per_replica: int = Field(0, ge=0, le=1)
+    """GPUs of one replica, which sees no others: 1 for `vllm` or `torch` on a GPU. A model over several GPUs is not served yet."""
     max_running_requests: int = Field(64, ge=1, le=4096)
     """Requests one replica decodes together."""
     max_queued_requests: int = Field(256, ge=0)

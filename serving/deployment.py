@@ -41,7 +41,7 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
         ModelReplica,
         name=DEPLOYMENT_NAME,
         num_replicas=serve_config.num_replicas,
-        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": serve_config.gpus_per_replica},
         graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,

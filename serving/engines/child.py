@@ -15,6 +15,9 @@ from typing import Any, Protocol
 from serving.engines.base import Sampling
 from serving.engines.messages import JsonLines, News
 
+LARGER_THAN_CACHE = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
+"""Refusal of a request that could never be answered, however long it waited."""
+
 
 class Batch(Protocol):
     """The requests that one library answers together, by their numbers."""

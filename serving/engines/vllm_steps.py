@@ -19,11 +19,12 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 
 from serving.engines.base import Grammar, Sampling
-from serving.engines.child import run_engine
+from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 from serving.engines.vllm import MAX_TOP_LOGPROBS
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+LEAST_STEP_TOKENS = 2048  # of one step, by vLLM's own choice on any device; it wants no fewer than requests
 
 
 @dataclass(slots=True)
@@ -36,11 +37,11 @@ class Request:
 
 
 class Batch:
-    """The requests in an engine, by their numbers; `is_cut` says that its cache holds less than the model's whole context."""
+    """The requests in an engine, by their numbers; `cache_tokens` is set where its cache holds less than the model's whole context."""
 
-    def __init__(self, engine: LLMEngine, is_cut: bool) -> None:
+    def __init__(self, engine: LLMEngine, cache_tokens: int | None = None) -> None:
         self._engine = engine
-        self._is_cut = is_cut
+        self._cache_tokens = cache_tokens
         self._scheduler = engine.engine_core.engine_core.scheduler  # in this very process: see VARIABLES
         self._requests: dict[int, Request] = {}
 
@@ -57,6 +58,8 @@ class Batch:
 
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where vLLM refuses it."""
+        if self._cache_tokens is not None and len(prompt_ids) >= self._cache_tokens:
+            return number, [], None, None, LARGER_THAN_CACHE
         try:
             self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling))
         except (ValueError, VLLMClientError) as error:  # refuses this one request; the others go on
@@ -89,8 +92,8 @@ class Batch:
         refusal = None
         if reason is not None:
             del self._requests[number]
-            if reason == "length" and request.tokens_left and self._is_cut:
-                refusal = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
+            if reason == "length" and request.tokens_left and self._cache_tokens is not None:
+                refusal = LARGER_THAN_CACHE
             elif reason not in ("stop", "length"):
                 refusal = f"the engine gave this request up ({reason}), most likely for its grammar."
         return number, ids, told, None if refusal else reason, refusal
@@ -150,6 +153,7 @@ def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> B
         seed=random.getrandbits(31),  # of requests without one: replicas must not give all users the same "random" answers
         max_model_len=-1,
         max_num_seqs=max_running_requests,
+        max_num_batched_tokens=max_running_requests if max_running_requests > LEAST_STEP_TOKENS else None,
         kv_cache_memory_bytes=cache_bytes,
         enable_prefix_caching=True,  # a shared system prompt is computed once
         max_logprobs=MAX_TOP_LOGPROBS,
@@ -160,7 +164,8 @@ def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> B
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)  # whose defaults fit many requests at once
     context_tokens = config.model_config.max_model_len
     engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    batch = Batch(engine, is_cut=config.model_config.max_model_len < context_tokens)
+    fitting_tokens = config.model_config.max_model_len  # the engine lowers it to what its cache holds
+    batch = Batch(engine, fitting_tokens if fitting_tokens < context_tokens else None)
     batch.add(-1, [0], Sampling(max_tokens=1))  # what it cannot compute, some head sizes for example, shows with the first token only
     while batch.has_work:
         batch.step()
