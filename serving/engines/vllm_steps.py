@@ -100,7 +100,7 @@ class Batch:
 
 
 def told_logprobs(token: int, by_id: Mapping[int, Logprob], num_top: int) -> tuple[float, list[tuple[int, float]]]:
-    """The log-probability of the chosen token, and of the `num_top` likeliest, best first; what was ruled out is not told."""
+    """The log-probability of the chosen token, and of the `num_top` likeliest, best first; what a grammar ruled out is not told."""
     ranked = sorted((one.rank, other, one.logprob) for other, one in by_id.items() if one.rank is not None and one.rank <= num_top)
     return by_id[token].logprob, [(other, value) for _, other, value in ranked if value > -math.inf]
 
@@ -157,7 +157,7 @@ def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> B
         kv_cache_memory_bytes=cache_bytes,
         enable_prefix_caching=True,  # a shared system prompt is computed once
         max_logprobs=MAX_TOP_LOGPROBS,
-        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+        logprobs_mode="raw_logprobs",  # the model's own
         structured_outputs_config={"backend": "xgrammar"},  # the first request would decide for all later ones
         enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes and gains little
         disable_log_stats=True,

@@ -167,15 +167,19 @@ def test_repetition_penalty_counts_the_prompt_too(running: Running) -> None:
     assert first not in running.answer(8, prompt=(first, first, *PROMPT), repetition_penalty=10.0)[0]
 
 
-def test_logprobs_are_those_of_the_forward_pass(running: Running, request: pytest.FixtureRequest) -> None:
-    """Within 0.15 of a 32-bit pass: the weights of the toy model are 16-bit, OpenVINO's 8-bit; measured 0.06 at most.
+SAMPLED = {"temperature": 2.0, "seed": 3}
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED, {**SAMPLED, "top_k": 1}, {**SAMPLED, "min_p": 0.5}, {"repetition_penalty": 5.0}])
+def test_logprobs_are_those_of_the_forward_pass(running: Running, sampling: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """However tokens are chosen, within 0.15 of a 32-bit pass: the weights of the toys are 16-bit, OpenVINO's 8-bit; measured 0.11 at most.
 
     A greedy token is the likeliest of that pass, or one that this much could put in its place.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    ids, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=12, logprobs=0)))
+    ids, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=12, logprobs=0, **sampling)))
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(BASES[running.name]), dtype=torch.float32)
     with torch.no_grad():
         expected = model(torch.tensor([[*PROMPT, *ids]])).logits[0].log_softmax(-1)
@@ -183,8 +187,9 @@ def test_logprobs_are_those_of_the_forward_pass(running: Running, request: pytes
     for place, (token, one) in enumerate(zip(ids, told, strict=True)):
         of_all = expected[len(PROMPT) - 1 + place]
         assert one.logprob == pytest.approx(float(of_all[token]), abs=0.15)
-        assert float(of_all.max() - of_all[token]) < 0.15
         assert one.top == ()
+        if not sampling:
+            assert float(of_all.max() - of_all[token]) < 0.15
 
 
 def test_top_logprobs_are_ordered_and_sum_to_at_most_one_or_are_refused(running: Running) -> None:
@@ -202,6 +207,9 @@ def test_top_logprobs_are_ordered_and_sum_to_at_most_one_or_are_refused(running:
         assert len(values) == 5
         assert sum(map(math.exp, values)) <= 1 + 1e-5
         assert one.top[0] == (token, one.logprob)
+    if capabilities.grammars:
+        _, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=1, logprobs=5, grammar=regex_grammar("[ab]"))))
+        assert sorted(running.codec.decode([token]) for token, _ in told[0].top) == ["a", "b"]
 
 
 def grammar_is_kept(running: Running, grammar: Grammar, check: Callable[[str], object], **sampling: Any) -> None:
