@@ -23,6 +23,7 @@ from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
+from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
@@ -43,15 +44,15 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError and ConfigError (a port in use, too few cores, no file of API keys) before Ray starts, TransientError when
-    start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys) before Ray starts,
+    TransientError when start-up takes too long.
     """
     started_s = time.time()
     for each in job.per_pool:
         verify(each.model_dir, MODEL_KINDS[each.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_keys(job)
-    jobs = _with_cores(job.per_pool)
+    jobs = [_with_python(each) for each in _with_cores(job.per_pool)]
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -108,6 +109,11 @@ def _with_keys(job: ServeJob) -> ServeJob:
     return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
 
 
+def _with_python(job: ServeJob) -> ServeJob:
+    """The job with the engine's Python settled, by absolute path. Raises ConfigError where none has the engine."""
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"engine_python": engine_python(job.serve)})})
+
+
 def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
     """Starts front, Ray and an application a pool; waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
     address = front.start()
@@ -125,6 +131,7 @@ def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
     )
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
+    require_gpus(jobs, num_found=int(ray.cluster_resources().get("GPU", 0)))
     from ray import serve
 
     from serving.deployment import build_app
@@ -134,6 +141,16 @@ def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
     targets = [serve.RunTarget(build_app(job, address), name=job.application_name, route_prefix=None) for job in jobs]
     serve.run_many(targets, wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
     _wait_for_replica(front, deadline_s)
+
+
+def require_gpus(jobs: Sequence[ServeJob], num_found: int) -> None:
+    """Raises ConfigError where the replicas want more GPUs than Ray found here."""
+    wanted = sum(job.serve.gpus_per_replica * job.serve.most_replicas for job in jobs)
+    if wanted > num_found:
+        raise ConfigError(
+            f"the replicas need {wanted} GPUs; Ray found {num_found} on this machine. Lower serve.num_replicas (with serve.autoscale its "
+            "max_replicas) or serve.gpus_per_replica."
+        )
 
 
 def _wait_for_replica(front: FrontServer, deadline_s: float) -> None:

@@ -13,7 +13,7 @@ from infra.process import Job
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 """Ray Serve's names for the one model and all that serves it."""
-EngineName = Literal["openvino", "torch"]
+EngineName = Literal["openvino", "torch", "vllm"]
 Precision = Literal["auto", "f32", "bf16"]
 EngineWeights = Literal["full", "int8", "nf4"]
 
@@ -55,16 +55,15 @@ class PoolConfig(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    """Where its engine computes."""
+    """Where its engine computes: with `gpu` each replica gets one."""
     engine: EngineName | None = None
     weights: EngineWeights | None = None
+    engine_python: Path | None = None
     model_dir: Path | None = None
     """Folder of the model in the form that the pool's engine reads; absent means the one that the server was given."""
     num_replicas: int = Field(1, ge=1, le=1000)
     autoscale: AutoscaleConfig | None = None
     cpus_per_replica: int | None = Field(None, ge=1)
-    gpus_per_replica: float = Field(1.0, gt=0)
-    """Counts where the accelerator is `gpu`; less than 1 shares one among replicas."""
     max_running_requests: int | None = Field(None, ge=1, le=4096)
     usd_per_hour: float = Field(0.0, ge=0)
     """Price of one replica. Requests go to the pool whose places are cheapest, as long as it answers in time."""
@@ -74,9 +73,12 @@ class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
     engine: EngineName = "openvino"
-    """What computes: `openvino` reads the quantized model (CPU); `torch` is the reference, reads the merged model, on any device."""
+    """What computes: `openvino` reads the quantized model (CPU); `vllm` and the reference, `torch`, read the merged one (CPU or GPU)."""
+    engine_python: Path | None = None
+    """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
+    the library `.venv-ENGINE/bin/python` beside its venv."""
     weights: EngineWeights = "full"
-    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engine serves what was quantized."""
+    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engines serve what they are given."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
@@ -86,6 +88,8 @@ class ServeConfig(Config):
     """How the number of replicas follows the load; absent means that it stays."""
     cpus_per_replica: int | None = Field(None, ge=1)
     """Cores of one replica; absent means this machine's cores shared among the most replicas that there can be."""
+    gpus_per_replica: int = Field(0, ge=0, le=1)
+    """GPUs of one replica, which sees no others: 1 for `vllm` or `torch` on a GPU. A model over several GPUs is not served yet."""
     pools: tuple[PoolConfig, ...] = ()
     """Several kinds of replicas behind one address; absent means one kind, as the other fields say."""
     target_ttft_s: float = Field(1.0, gt=0)
@@ -128,10 +132,10 @@ class ServeConfig(Config):
 
     def of_pool(self, pool: PoolConfig) -> ServeConfig:
         """The settings of one pool's replicas."""
-        own = ("engine", "weights", "num_replicas", "autoscale", "cpus_per_replica", "max_running_requests")
+        own = ("engine", "weights", "num_replicas", "cpus_per_replica", "max_running_requests")
         given = {name: getattr(pool, name) for name in own}
-        kept = {name: value for name, value in given.items() if value is not None or name == "autoscale"}
-        return self.model_copy(update={**kept, "pools": ()})
+        own_only = {"autoscale": pool.autoscale, "engine_python": pool.engine_python, "gpus_per_replica": int(pool.accelerator == "gpu")}
+        return self.model_copy(update={**{name: value for name, value in given.items() if value is not None}, **own_only, "pools": ()})
 
     @property
     def first_replicas(self) -> int:

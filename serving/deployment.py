@@ -40,12 +40,11 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
     Requests reach the replicas through the front and not through Ray, which starts, watches and ends them.
     """
     serve_config = job.serve
-    num_gpus = job.pool.gpus_per_replica if job.pool and job.pool.accelerator == "gpu" else 0
     deployment = serve.deployment(
         ModelReplica,
         name=DEPLOYMENT_NAME,
         **ray_options(serve_config),
-        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": serve_config.gpus_per_replica},
         # A replica that is one too many finishes its answers, however long; at the end of the server, the front's own limit comes first.
         graceful_shutdown_timeout_s=serve_config.request_timeout_s if serve_config.autoscale else serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,

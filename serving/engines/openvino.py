@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.config import Precision, ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
+from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
 
 TOKENIZER_NAME = "openvino_tokenizer.xml"
@@ -16,7 +17,13 @@ class OpenVinoEngine(ProcessEngine):
     """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache."""
 
     def __init__(
-        self, model_dir: Path, max_running_requests: int, cache_gb: float, num_threads: int | None = None, precision: Precision = "f32"
+        self,
+        model_dir: Path,
+        max_running_requests: int,
+        cache_gb: float,
+        num_threads: int | None = None,
+        precision: Precision = "f32",
+        python: Path | None = None,
     ) -> None:
         settings = {
             "model_dir": str(model_dir.absolute()),
@@ -25,12 +32,13 @@ class OpenVinoEngine(ProcessEngine):
             "num_threads": num_threads,
             "precision": precision,
         }
-        super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir))
+        super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
     """The engine that `config` describes; nothing is loaded before it starts."""
-    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision)
+    python = engine_python(config)
+    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python)
 
 
 def capabilities(model_dir: Path) -> Capabilities:

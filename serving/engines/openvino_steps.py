@@ -13,7 +13,7 @@ import openvino_genai
 
 from infra.files import read_json
 from serving.engines.base import Sampling
-from serving.engines.child import run_engine
+from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
@@ -93,8 +93,7 @@ class Batch:
         if reason != openvino_genai.GenerationFinishReason.NONE:
             return number, ids, told, "length" if reason == openvino_genai.GenerationFinishReason.LENGTH else "stop", None
         if handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
-            text = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
-            return number, ids, told, None, text
+            return number, ids, told, None, LARGER_THAN_CACHE
         return number, ids, told, None, None
 
 
