@@ -20,11 +20,12 @@ from typing import Any
 
 from infra import api_keys
 from infra.contracts import verify
-from infra.errors import ArtifactError, ConfigError, TransientError
+from infra.errors import ArtifactError, TransientError
 from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import ServeConfig, ServeJob
+from serving.cores import with_cores
 from serving.engines.registry import MODEL_KINDS
 from serving.process_tree import adopt_orphans, end_children
 
@@ -43,7 +44,7 @@ def run(job: ServeJob) -> None:
     started_s = time.time()
     verify(job.model_dir, MODEL_KINDS[job.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_keys(_with_cores(job))
+    job = _with_keys(job.model_copy(update={"serve": with_cores(job.serve)}))
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -59,19 +60,6 @@ def run(job: ServeJob) -> None:
     finally:
         ready_file.unlink(missing_ok=True)
         _stop(is_ready)
-
-
-def _with_cores(job: ServeJob) -> ServeJob:
-    """The job with the cores of one replica settled. Raises ConfigError when this machine has too few."""
-    num_cores = os.cpu_count() or 1
-    num_replicas = job.serve.num_replicas
-    wanted = job.serve.cpus_per_replica or max(1, num_cores // num_replicas)
-    if wanted * num_replicas > num_cores:
-        raise ConfigError(
-            f"{num_replicas} replicas with {wanted} cores each need {wanted * num_replicas} cores; this machine has {num_cores}. "
-            "Lower serve.num_replicas or serve.cpus_per_replica."
-        )
-    return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
 
 
 def _with_keys(job: ServeJob) -> ServeJob:

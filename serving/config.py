@@ -12,6 +12,9 @@ from infra.process import Job
 
 EngineName = Literal["openvino", "torch"]
 EngineWeights = Literal["full", "int8", "nf4"]
+BatchFormat = Literal["jsonl", "parquet"]
+BATCH_MANIFEST_NAME = "_batch.json"
+"""In the folder of a batch's answers: what it is, and its result once it is complete."""
 
 
 class QuantizeConfig(Config):
@@ -61,6 +64,17 @@ class ServeConfig(Config):
     """How long running requests may finish after a stop signal."""
 
 
+class BatchConfig(Config):
+    """How `slipway batch` reads rows of requests and writes their answers."""
+
+    format: BatchFormat | None = None
+    """Format of the answers; absent means that of the requests."""
+    rows_per_part: int = Field(128, ge=1, le=100_000)
+    """Rows of one file of answers, which is written whole or not at all; a kill costs each engine the few parts that it was answering."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of a row that are no part of its request, labels for example; any other that is not known makes the row an error."""
+
+
 class QuantizeJob(Job):
     """`python -m serving.quantize.openvino`: the merged model in the engine's weight format."""
 
@@ -75,6 +89,8 @@ class PredictJob(Job):
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
     limit_rows: int | None = Field(None, ge=1)
+    serve: ServeConfig = ServeConfig()
+    """The engine, and what it may use."""
 
 
 class ServeJob(Job):
@@ -84,3 +100,16 @@ class ServeJob(Job):
     model_name: str
     """The name clients ask for."""
     serve: ServeConfig = ServeConfig()
+
+
+class BatchJob(Job):
+    """`python -m serving.batch`: answers to all rows of requests in a file or folder, as parts in `output_dir`."""
+
+    model_dir: Path
+    model_name: str
+    """What the model is called in requests that name one."""
+    input: Path
+    """A file `.jsonl`, `.ndjson` or `.parquet`, or a folder of them."""
+    serve: ServeConfig = ServeConfig()
+    """The engines, `num_replicas` of them, and what a request may ask for; what concerns HTTP is not read."""
+    batch: BatchConfig = BatchConfig()

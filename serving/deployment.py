@@ -11,18 +11,13 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 
-from infra.chat import load_codec
-from infra.contracts import read_manifest
-from infra.errors import ArtifactError
-from infra.files import read_json
 from serving import request_log
 from serving.admission import Gate
 from serving.config import ServeJob
 from serving.engines.base import EngineError
-from serving.engines.registry import make_engine
-from serving.metrics import make_metrics, merge
+from serving.metrics import merge
 from serving.openai_api import build_api
-from serving.service import ServedModel, Service
+from serving.opening import make_service
 
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
@@ -48,35 +43,18 @@ def build_app(job: ServeJob) -> Application:
     return deployment.bind(job.model_dump_json())
 
 
-def read_served_model(job: ServeJob) -> ServedModel:
-    """The facts of the model folder that the API needs. Raises ArtifactError where its manifest has none."""
-    manifest = read_manifest(job.model_dir)
-    if manifest.model is None:
-        raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the quantize step again.")
-    return ServedModel(
-        name=job.model_name,
-        fingerprint=f"fp_{manifest.digest[:16]}",
-        context_tokens=manifest.model.context_tokens,
-        vocabulary_tokens=int(read_json(job.model_dir / "config.json")["vocab_size"]),
-        stop_ids=manifest.model.stop_ids,
-        created_s=int((job.model_dir / "manifest.json").stat().st_mtime),
-    )
-
-
 @serve.ingress()
 class OpenAIServer:
     """One replica: an engine, and the API in front of it."""
 
     async def __init__(self, job_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
         job = ServeJob.model_validate_json(job_json)
-        model = read_served_model(job)
         limits = job.serve
         replica = serve.get_replica_context().replica_tag
         request_log.write_to(job.output_dir.absolute(), replica)
-        self._engine = make_engine(job.model_dir, limits)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
-        metrics = make_metrics(model.name, self._engine, gate, replica)
-        self._service = Service(model, self._engine, load_codec(job.model_dir), limits, metrics, gate)
+        self._service = make_service(job.model_dir, job.model_name, limits, gate, replica)
+        self._engine = self._service.engine
         await self._engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve asks for the app by this name once the constructor is done
