@@ -56,7 +56,7 @@ class Result(Config):
     seconds: float
     """Length of the last run, with the start of its engines."""
     tokens_per_s: float | None
-    """New tokens of the last run by the time from the first of them on; None where that was too short to tell."""
+    """New tokens of the last run by its time without the start of its engines; None where that was too short to tell."""
 
 
 class Manifest(Config):

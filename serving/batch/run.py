@@ -149,9 +149,9 @@ class Watch:
         self._num_rows = num_rows
         self._progress = progress
         self._num_tokens = 0
-        self._first: tuple[float, int] | None = None
+        self._begun_s: float | None = None
         self.tokens_per_s: float | None = None
-        """New tokens by the time since the first of them were seen."""
+        """New tokens of rows that are done, by the time since the first part was begun."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -175,10 +175,10 @@ class Watch:
         self._notes.look()
         now = total({number: note.tally for number, note in self._notes.notes.items()})
         now_s = time.monotonic()
-        if self._first is None and now.completion_tokens:
-            self._first = now_s, now.completion_tokens
-        elif self._first is not None and now.completion_tokens > self._num_tokens:
-            self.tokens_per_s = round((now.completion_tokens - self._first[1]) / (now_s - self._first[0]), 1)
+        if self._begun_s is None and self._notes.notes:
+            self._begun_s = now_s
+        elif self._begun_s is not None and now.completion_tokens > self._num_tokens:
+            self.tokens_per_s = round(now.completion_tokens / (now_s - self._begun_s), 1)
         self._num_tokens = now.completion_tokens
         now.add(self._before)
         figures = {} if self.tokens_per_s is None else {"tokens_per_s": self.tokens_per_s}

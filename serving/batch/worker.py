@@ -61,6 +61,7 @@ class Worker:
         tasks: list[asyncio.Task[AnswerRow]] = []
         try:
             async with asyncio.TaskGroup() as group, self._reading:
+                self._journal.write([Note(part.number, tally, is_done=False)])
                 for number, row in enumerate(self._reader.read(part), start=part.first_row):
                     await self._places.acquire()
                     tasks.append(group.create_task(self._row(number, row, tally)))

@@ -207,9 +207,20 @@ def test_batch_stopped_by_ctrl_c_leaves_whole_parts(toy_quantized: Path, tmp_pat
     assert processes_of(tmp_path) == []
     assert 2 <= len(part_files(output)) < LONG_ROWS // PART_ROWS
     assert all(parquet.read_metadata(path).num_rows == PART_ROWS for path in part_files(output))
+    assert most_open_parts(output) >= 4, "an engine of 64 requests is kept full by several parts of 16"
     (log,) = (home / "runs").glob("*/progress.jsonl")
     progress = json.loads(log.read_text().splitlines()[-1])
     assert 0 < progress["done"] < progress["total"] == LONG_ROWS
+
+
+def most_open_parts(output: Path) -> int:
+    """The most parts that the one worker was answering at once, as the notes that it left say."""
+    (journal,) = (output / ".work").glob("*.jsonl")
+    is_open, most = set(), 0
+    for note in map(json.loads, journal.read_text().splitlines()):
+        (is_open.discard if note["is_done"] else is_open.add)(note["part"])
+        most = max(most, len(is_open))
+    return most
 
 
 def test_batch_bad_input_exits_2_before_ray_starts(toy_quantized: Path, toy_base: Path, tmp_path: Path) -> None:
