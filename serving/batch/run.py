@@ -94,17 +94,17 @@ def _answer_on_ray(job: BatchJob, settings: Settings, parts: Sequence[Part], num
     from ray.exceptions import RayError
 
     from serving.batch.actor import PartAnswerer
-    from serving.batch.worker import calls_per_worker
+    from serving.batch.worker import open_parts
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = int(job.serve.start_timeout_s)  # or the first one up would be given most of a short input
-    num_calls = calls_per_worker(job.serve, settings.rows_per_part)
+    num_parts = open_parts(job.serve, settings.rows_per_part)
     pool = ray.data.ActorPoolStrategy(
         size=num_workers,
-        max_concurrent_calls_per_actor=num_calls,
-        max_tasks_in_flight_per_actor=num_calls + 1,
+        max_concurrent_calls_per_actor=num_parts,
+        max_tasks_in_flight_per_actor=num_parts + 1,
         enable_true_multi_threading=True,
     )
     dataset = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map_batches(

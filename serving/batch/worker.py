@@ -1,6 +1,7 @@
 """Answers parts with one engine, many at a time, so that it never waits at the end of a part.
 
-- Rows are read in order, part after part, as long as fewer than `OPEN_ROWS` times what the engine runs are open.
+- Rows are read in order, part after part; as many as the engine runs wait with their tokens ready, and take its places the moment they
+  are free.
 - A part is written when its last answer is there; those after it have long been running by then.
 - A row that cannot be answered is a row with an error; only an engine that cannot go on ends the work.
 """
@@ -27,19 +28,23 @@ from serving.openai_format import AnswerFormat, Usage
 from serving.openai_schema import ChatRequest
 from serving.service import Service
 
-OPEN_ROWS = 2  # the engine's own queue fills a place that becomes free with the next step, ours only with the one after
 NOTE_INTERVAL_S = 1.0
 CLAIM = Claim(key="", weight=1.0, priority=0, num_prompt=0)
 
 
+def open_rows(limits: ServeConfig) -> int:
+    """How many rows one engine has in hand: those that run, and as many that are ready to."""
+    return 2 * limits.max_running_requests
+
+
 def make_gate(limits: ServeConfig) -> Gate:
-    """A gate that never keeps a row of ours waiting."""
-    return Gate(num_places=OPEN_ROWS * limits.max_running_requests, num_seats=0)
+    """The gate in front of one engine, with room for all rows in hand."""
+    return Gate(limits.max_running_requests, open_rows(limits) - limits.max_running_requests)
 
 
-def calls_per_worker(limits: ServeConfig, rows_per_part: int) -> int:
-    """How many parts are open at once: those that fill the engine, and some that wait for the longest of their answers."""
-    return -(-OPEN_ROWS * limits.max_running_requests // rows_per_part) + 7
+def open_parts(limits: ServeConfig, rows_per_part: int) -> int:
+    """How many parts one engine has in hand: those that these rows are of, and some that wait for the longest of their answers."""
+    return -(-open_rows(limits) // rows_per_part) + 7
 
 
 class Worker:
@@ -52,7 +57,7 @@ class Worker:
         self._journal = Journal(self._folder.work)
         self._reader = RowReader(settings.max_body_bytes)
         self._reading = asyncio.Lock()
-        self._places = asyncio.Semaphore(OPEN_ROWS * limits.max_running_requests)
+        self._places = asyncio.Semaphore(open_rows(limits))
         self._open: dict[int, Tally] = {}
 
     async def answer(self, part: Part) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +228,9 @@ class MeetingEngine(ScriptedEngine):
 
 
 def test_worker_keeps_the_engine_full_across_the_ends_of_parts(tmp_path: Path) -> None:
-    """Eight rows must meet each time, though a part has three: a worker that finished one part first would wait for ever."""
+    """Four rows must meet each time, though a part has three: a worker that finished one part first would wait for ever."""
     source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}] * 50)
-    found = answer_all(source, tmp_path / "out", lambda: MeetingEngine(2 * LIMITS.max_running_requests, 50), rows_per_part=3)
+    found = answer_all(source, tmp_path / "out", lambda: MeetingEngine(LIMITS.max_running_requests, 50), rows_per_part=3)
     assert [row["row"] for row in found] == list(range(50))
     assert {row["text"] for row in found} == {"A"}
 
@@ -238,15 +239,16 @@ class CountingEngine(ScriptedEngine):
     most = 0
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        async for chunk in super().generate(prompt_ids, sampling):
-            CountingEngine.most = max(CountingEngine.most, self.figures.num_running)
-            yield chunk
+        async with aclosing(super().generate(prompt_ids, sampling)) as chunks:
+            async for chunk in chunks:
+                CountingEngine.most = max(CountingEngine.most, self.figures.num_running)
+                yield chunk
 
 
-def test_worker_opens_no_more_rows_than_it_has_places_for(tmp_path: Path) -> None:
+def test_worker_gives_the_engine_no_more_than_it_may_run(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x"}] * 60)
     assert len(answer_all(source, tmp_path / "out", lambda: CountingEngine(A * 2), rows_per_part=7)) == 60
-    assert CountingEngine.most == 2 * LIMITS.max_running_requests
+    assert CountingEngine.most == LIMITS.max_running_requests
 
 
 class FragileEngine(ScriptedEngine):
@@ -255,8 +257,9 @@ class FragileEngine(ScriptedEngine):
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         if byte_codec().decode(prompt_ids).startswith(POISON):
             self._failure = "the engine failed: poisoned"
-        async for chunk in super().generate(prompt_ids, sampling):
-            yield chunk
+        async with aclosing(super().generate(prompt_ids, sampling)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 def test_worker_row_that_brings_the_engine_down_is_an_error_row_and_all_others_are_answered(tmp_path: Path) -> None:
