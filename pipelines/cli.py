@@ -20,6 +20,7 @@ keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`)."
 app.add_typer(keys_app, name="keys")
 
 SpecPath = Annotated[Path, typer.Argument(help="The spec file (YAML).")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A spec file, NAME@ALIAS of a registered model, or a model's folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one key of the spec; may be repeated.")]
 KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; api_keys.json in SLIPWAY_HOME where absent.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
@@ -57,15 +58,30 @@ def train(
 
 
 @app.command()
-def serve(
-    target: Annotated[str, typer.Argument(help="A spec file, or NAME@ALIAS of a registered model.")],
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-) -> None:
+def serve(model: Model, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Serve a registered model until Ctrl-C."""
     from pipelines import commands
 
-    commands.serve(target, overrides or [], quiet=quiet)
+    commands.serve(model, overrides or [], quiet=quiet)
+
+
+@app.command()
+def batch(
+    model: Model,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests: a file .jsonl or .parquet, or a folder of them.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the answers; one that a stopped run left is completed.")],
+    overrides: Overrides = None,
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="jsonl|parquet", help="As --set batch.format; absent: the input's.")
+    ] = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer files of requests, without a server."""
+    from pipelines import commands
+
+    formats = [f"batch.format={format}"] if format else []
+    commands.batch(model, source, output, [*(overrides or []), *formats], as_json=json, quiet=quiet)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
+from serving.cores import num_needed, with_cores
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.front.server import FrontServer
@@ -52,7 +53,8 @@ def run(job: ServeJob) -> None:
         verify(each.model_dir, MODEL_KINDS[each.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_keys(job)
-    jobs = [_with_python(each) for each in _with_cores(job.per_pool)]
+    configs = with_cores([each.serve for each in job.per_pool])
+    jobs = [_with_python(each.model_copy(update={"serve": config})) for each, config in zip(job.per_pool, configs, strict=True)]
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -71,28 +73,6 @@ def run(job: ServeJob) -> None:
     finally:
         ready_file.unlink(missing_ok=True)
         _stop(front, job.serve.drain_timeout_s if is_ready else 0.0)
-
-
-def _with_cores(jobs: Sequence[ServeJob]) -> list[ServeJob]:
-    """The jobs with the cores of one replica settled. Raises ConfigError when this machine has too few."""
-    num_cores = os.cpu_count() or 1
-    shared = max(1, num_cores // sum(job.serve.most_replicas for job in jobs))
-    settled = [
-        job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": job.serve.cpus_per_replica or shared})})
-        for job in jobs
-    ]
-    wanted = [f"{job.serve.most_replicas} with {job.serve.cpus_per_replica} cores each" for job in settled]
-    if num_needed(settled) > num_cores:
-        raise ConfigError(
-            f"{num_needed(settled)} cores are needed for the replicas, {' and '.join(wanted)}; this machine has {num_cores}. "
-            "Lower serve.num_replicas (with serve.autoscale its max_replicas) or serve.cpus_per_replica."
-        )
-    return settled
-
-
-def num_needed(jobs: Sequence[ServeJob]) -> int:
-    """Cores for all replicas that there can be."""
-    return sum((job.serve.cpus_per_replica or 1) * job.serve.most_replicas for job in jobs)
 
 
 def cheapest(jobs: Sequence[ServeJob]) -> ServeJob:
@@ -124,7 +104,7 @@ def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
     deadline_s = time.monotonic() + jobs[0].serve.start_timeout_s
     ray.init(
         address="local",
-        num_cpus=num_needed(jobs),
+        num_cpus=num_needed([job.serve for job in jobs]),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -16,6 +16,9 @@ DEPLOYMENT_NAME = "model"
 EngineName = Literal["openvino", "torch", "vllm"]
 Precision = Literal["auto", "f32", "bf16"]
 EngineWeights = Literal["full", "int8", "nf4"]
+BatchFormat = Literal["jsonl", "parquet"]
+BATCH_MANIFEST_NAME = "_batch.json"
+"""In the folder of a batch's answers: what it is, and its result once it is complete."""
 
 
 class QuantizeConfig(Config):
@@ -154,6 +157,17 @@ class ServeConfig(Config):
         return self.num_replicas if self.autoscale is None else self.autoscale.max_replicas
 
 
+class BatchConfig(Config):
+    """How `slipway batch` reads rows of requests and writes their answers."""
+
+    format: BatchFormat | None = None
+    """Format of the answers; absent means that of the requests."""
+    rows_per_part: int = Field(128, ge=1, le=100_000)
+    """Rows of one file of answers, which is written whole or not at all; a kill costs each engine the few parts that it was answering."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of a row that are no part of its request, labels for example; any other that is not known makes the row an error."""
+
+
 class QuantizeJob(Job):
     """`python -m serving.quantize.openvino`: the merged model in the engine's weight format."""
 
@@ -168,6 +182,8 @@ class PredictJob(Job):
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
     limit_rows: int | None = Field(None, ge=1)
+    serve: ServeConfig = ServeConfig()
+    """The engine, and what it may use."""
 
 
 class ServeJob(Job):
@@ -197,3 +213,16 @@ class ServeJob(Job):
             self.model_copy(update={"serve": self.serve.of_pool(pool), "model_dir": pool.model_dir or self.model_dir, "pool": pool})
             for pool in self.serve.pools
         ) or (self,)
+
+
+class BatchJob(Job):
+    """`python -m serving.batch`: answers to all rows of requests in a file or folder, as parts in `output_dir`."""
+
+    model_dir: Path
+    model_name: str
+    """What the model is called in requests that name one."""
+    input: Path
+    """A file `.jsonl`, `.ndjson` or `.parquet`, or a folder of them."""
+    serve: ServeConfig = ServeConfig()
+    """The engines, `num_replicas` of them, and what a request may ask for; what concerns HTTP is not read."""
+    batch: BatchConfig = BatchConfig()
