@@ -39,12 +39,13 @@ WARM_UP = (4, 16)
 async def bench(given: argparse.Namespace) -> dict[str, Any]:
     """The figures, in seconds and tokens/s. Raises ArtifactError, ConfigError and TransientError as the servers do."""
     verify(given.model, ("quantized",))
+    models = {name: _peer_model(name, python, given) for name, python in given.peer}
     limits = ServeConfig(port=free_port())
     num_threads = os.cpu_count() or 1
     with ExitStack() as servers:
         ours, started_s = servers.enter_context(our_server(given.model, limits))
         peers = {
-            name: servers.enter_context(peer_server(name, python, _peer_model(name, given), max(given.streams), num_threads))
+            name: servers.enter_context(peer_server(name, python, models[name], max(given.streams), num_threads))
             for name, python in given.peer
         }
         codec = load_codec(given.model)
@@ -52,17 +53,21 @@ async def bench(given: argparse.Namespace) -> dict[str, Any]:
         await _turn(batch, codec, ours, peers, *WARM_UP)
         turns = {n: [await _turn(batch, codec, ours, peers, n, given.new_tokens) for _ in range(given.rounds)] for n in given.streams}
         one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await ask_load_generator(ours, NUM_ONE_TOKEN, 1)}
-        rss_bytes = ours.replica_rss_bytes
+        rss_bytes, cold_start_s = ours.replica_rss_bytes, ours.replica_start_s
     return {
         "streams": {str(n): _summary(results) for n, results in turns.items()},
         "peers": {name: {str(n): _peer_ratio(results, name) for n, results in turns.items()} for name in peers},
         **one_token,
-        "cold_start_s": started_s,
+        "cold_start_s": cold_start_s,
+        "server_started_s": started_s,
         "replica_rss_bytes": rss_bytes,
     }
 
 
-def _peer_model(name: str, given: argparse.Namespace) -> Path:
+def _peer_model(name: str, python: Path, given: argparse.Namespace) -> Path:
+    """What the peer serves. Raises ConfigError where that, or the peer, is not there."""
+    if not python.exists():
+        raise ConfigError(f"--peer {name}={python}: no such file. A Python that has {name} installed is needed.")
     model: Path | None = given.peer_gguf if name == "llama.cpp" else given.peer_model
     if model is None or not model.exists():
         option = "--peer-gguf FILE" if name == "llama.cpp" else "--peer-model FOLDER"
