@@ -59,7 +59,7 @@ def train(
 
 @app.command()
 def serve(model: Model, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Serve a registered model until Ctrl-C."""
+    """Serve a model until Ctrl-C: a spec file's, NAME@ALIAS of the registry, or a model's folder."""
     from pipelines import commands
 
     commands.serve(model, overrides or [], quiet=quiet)
@@ -77,7 +77,11 @@ def batch(
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer files of requests, without a server."""
+    """Answer files of requests, without a server.
+
+    MODEL is a spec file, NAME@ALIAS or a model's folder. INPUT is JSONL or Parquet, a file or a folder: bodies of chats or completions, or
+    OpenAI's batch format. OUTPUT is a folder; the same command completes what a stopped run left in it.
+    """
     from pipelines import commands
 
     formats = [f"batch.format={format}"] if format else []
