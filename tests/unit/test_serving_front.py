@@ -49,9 +49,9 @@ class Stand:
         server = await self.exits.enter_async_context(await asyncio.start_server(answer, HOST, 0))
         return await self.announce(name, server.sockets[0].getsockname()[1])
 
-    async def announce(self, name: str, port: int, **changes: Any) -> Announcer:
+    async def announce(self, name: str, port: int, part: Callable[[], None] = lambda: None, **changes: Any) -> Announcer:
         standing = Announcement(token=self.address.token, replica=name, host=HOST, port=port, num_places=4, **changes)
-        announcer = Announcer(self.address, lambda: standing)
+        announcer = Announcer(self.address, lambda: standing, part)
         announcer.start()
         self.exits.push_async_callback(announcer.stop)
         await until(lambda: name in self.names)
