@@ -107,7 +107,7 @@ class OtlpTracer(Tracer):
     def stop(self) -> None:
         """Sends what has ended, for at most `FLUSH_S`, and nothing after."""
         if not _for_a_while(self._provider.shutdown):
-            self._exporter.shutdown()  # ends its waiting for the next try
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # ends its waiting for the next try
 
 
 def _for_a_while(work: Callable[[], object]) -> bool:
