@@ -58,6 +58,23 @@ def load_settings() -> Settings:
     )
 
 
+def traces_are_wanted() -> bool:
+    """Whether OpenTelemetry's own variables name a collector of traces. Raises ConfigError where they ask for what is not spoken here."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    found = next(((name, value) for name in names if (value := os.environ.get(name))), None)
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if found is None or is_disabled:
+        return False
+    name, endpoint = found
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"{name}={endpoint}: an address of OTLP over HTTP is needed, for example {name}=http://127.0.0.1:4318.")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        protocol = os.environ.get(name) or "http/protobuf"
+        if protocol != "http/protobuf":
+            raise ConfigError(f"{name}={protocol}: http/protobuf is what is spoken here. Unset it, and name the collector's port for HTTP.")
+    return True
+
+
 def child_environment() -> dict[str, str]:
     """Environment for the programs we start: this process's, and what `program_variables` adds."""
     return {**os.environ, **program_variables()}

@@ -103,12 +103,21 @@ def chat(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="Name of a registered model; absent means all.")] = None, json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="Name of a registered model; absent: the server at --url.")] = None,
+    url: Annotated[str, typer.Option(help="Where a model is served.")] = "http://127.0.0.1:8000",
+    registered: Annotated[bool, typer.Option("--registered", help="All registered models, in place of a server.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second until Ctrl-C.")] = False,
+    json: AsJson = False,
 ) -> None:
-    """Registered models, their versions, aliases and gates."""
-    from pipelines import commands
+    """What a running server is doing; with NAME or --registered, registered models with their versions and aliases."""
+    if name is not None or registered:
+        from pipelines import commands
 
-    commands.status(name, as_json=json)
+        commands.status(name, as_json=json)
+    else:
+        from pipelines import status as live_status
+
+        live_status.show(url, as_json=json, watch=watch)
 
 
 @data_app.command("check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -26,6 +27,8 @@ from serving.config import ServeConfig, ServeJob
 
 SERVING_NAME = "serving.json"
 REQUEST_TIMEOUT_S = 120.0
+FIGURES_TIMEOUT_S = 10.0
+MAX_FIGURES_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -86,22 +89,38 @@ def stream_chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> It
 
 def model_names(url: str, api_key: SecretStr | None) -> list[str]:
     """The models a server offers. Raises TransientError when it cannot be reached, ConfigError when it wants another key."""
-    with _open(urllib.request.Request(f"{url}/v1/models"), api_key) as response:
+    with _open(_request(url, "/v1/models"), api_key) as response:
         return [model["id"] for model in json.load(response)["data"]]
 
 
+def figures(url: str, api_key: SecretStr | None) -> str:
+    """What a server tells Prometheus. Raises TransientError when it cannot be reached, ConfigError when it wants another key."""
+    with _open(_request(url, "/metrics"), api_key, FIGURES_TIMEOUT_S) as response:
+        try:
+            return str(response.read(MAX_FIGURES_BYTES), "utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise TransientError(f"{url}/metrics ended before its answer was whole ({error}). Try again.") from error
+
+
 def _post(url: str, body: dict[str, Any], api_key: SecretStr | None) -> Any:
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
+    request = _request(url, "/v1/chat/completions")
+    request.data = json.dumps(body).encode()
+    request.add_header("Content-Type", "application/json")
     return _open(request, api_key)
 
 
-def _open(request: urllib.request.Request, api_key: SecretStr | None) -> Any:
+def _request(url: str, path: str) -> urllib.request.Request:
+    """A request. Raises ConfigError where `url` is none of HTTP."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url}: an address of a server is needed, for example http://127.0.0.1:8000.")
+    return urllib.request.Request(url.rstrip("/") + path)
+
+
+def _open(request: urllib.request.Request, api_key: SecretStr | None, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
     if api_key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {api_key.get_secret_value()}")
     try:
-        return urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S)
+        return urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.UNAUTHORIZED:
             found = "no key was sent" if api_key is None else "the key that was sent is not valid there"
@@ -109,7 +128,7 @@ def _open(request: urllib.request.Request, api_key: SecretStr | None) -> Any:
                 f"{request.full_url}: {found}. Set SLIPWAY_API_KEY to one that is; `slipway keys add NAME` makes one."
             ) from error
         raise TransientError(f"{request.full_url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise TransientError(f"{request.full_url} cannot be reached ({error}). Is `slipway serve` running there?") from error
 
 

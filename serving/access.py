@@ -28,9 +28,11 @@ from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.openai_format import error_event
 from serving.request_log import LOGGER_NAME
+from serving.tracing import Span, Tracer, end_request
 
 REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
 REQUEST_ID_HEADER = "X-Request-Id"
+REQUEST_ID_ATTRIBUTE = "slipway.request_id"
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 KEYS_LOOK_S = 1.0  # a revoked key is refused after at most this long
 
@@ -45,6 +47,8 @@ class Caller:
     key: ApiKey | None
     """Absent where no keys are asked for."""
     timeout_s: float
+    span: Span
+    """Its part of the request's trace."""
 
     @property
     def owner(self) -> str:
@@ -110,33 +114,38 @@ class Keys:
 class Access:
     """Identifies the caller of every request, into `scope["state"]["caller"]`, and ends what is past its deadline."""
 
-    def __init__(self, app: ASGIApp, limits: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, limits: ServeConfig, tracer: Tracer) -> None:
         self._app = app
         self._limits = limits
+        self._tracer = tracer
         self._keys = Keys(limits.api_keys_file)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        span = self._tracer.request(scope["method"], scope["path"], headers)
         try:
-            caller = self._identify(Headers(scope=scope), scope["path"])
+            caller = self._identify(headers, scope["path"], span)
         except ApiError as error:
             await _send_error(error, scope, receive, send)
+            end_request(span, error.status)
             return
         scope.setdefault("state", {})["caller"] = caller
         await self._run(caller, scope, receive, send)
 
-    def _identify(self, headers: Headers, path: str) -> Caller:
+    def _identify(self, headers: Headers, path: str, span: Span) -> Caller:
         request_id = headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex
         if REQUEST_ID.fullmatch(request_id) is None:
             raise ApiError(f"{REQUEST_ID_HEADER}: at most 128 letters, digits and ._:/=+- are taken. Shorten it or leave it out.")
+        span.note({REQUEST_ID_ATTRIBUTE: request_id})
         key = None if path in self._limits.open_paths else self._keys.check(headers)
-        return Caller(request_id, key, _timeout_s(headers, self._limits.request_timeout_s))
+        return Caller(request_id, key, _timeout_s(headers, self._limits.request_timeout_s), span)
 
     async def _run(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         started: Mapping[str, Any] | None = None
-        begun_s = time.perf_counter()
+        begun_s, outcome = time.perf_counter(), "failed"
 
         async def note_start(message: Message) -> None:
             nonlocal started
@@ -160,11 +169,16 @@ class Access:
             outcome = "deadline"
         else:
             outcome = "done" if started else "client left"
-        self._log(caller, scope, outcome, started["status"] if started else None, time.perf_counter() - begun_s)
+        finally:
+            status = started["status"] if started else None
+            self._log(caller, scope, outcome, status, time.perf_counter() - begun_s)
+            end_request(caller.span, status, outcome)
 
     def _log(self, caller: Caller, scope: Scope, outcome: str, status: int | None, duration_s: float) -> None:
         fields = {"request_id": caller.request_id, "key": caller.owner, "method": scope["method"], "path": scope["path"]}
         fields |= {"status": status, "outcome": outcome, "duration_s": round(duration_s, 4)}
+        if caller.span.trace_id:
+            fields["trace_id"] = caller.span.trace_id
         if self._limits.log_prompts and (asked := scope["state"].get("asked")):
             fields["asked"] = asked.model_dump(exclude_unset=True)
         log.info("request", extra={"fields": fields})

@@ -1,7 +1,8 @@
 """How a replica makes itself known: a connection to the front that stays open for as long as the replica lives.
 
 The first line says who it is and where it answers; the same line again says that something about it has changed. The front takes
-the end of the connection, which the kernel sends however a process ends, as the end of the replica.
+the end of the connection, which the kernel sends however a process ends, as the end of the replica. A front that has no more to ask
+ends its side first, and waits until the replicas have ended theirs: what they still have to tell of is then told.
 """
 
 from __future__ import annotations
@@ -58,11 +59,15 @@ def _in_the_clear(spoken: FrontAddress | Announcement) -> str:
 
 
 class Announcer:
-    """Keeps one front told of a replica; connects again where the connection ends before the replica does."""
+    """Keeps one front told of a replica; connects again where the connection ends before the replica does.
 
-    def __init__(self, front: FrontAddress, describe: Callable[[], Announcement]) -> None:
+    `part` is called, in a thread, when the front has ended its side; the replica's stays open until it is done.
+    """
+
+    def __init__(self, front: FrontAddress, describe: Callable[[], Announcement], part: Callable[[], None] = lambda: None) -> None:
         self._front = front
         self._describe = describe
+        self._part = part
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -87,7 +92,8 @@ class Announcer:
                 reader, self._writer = await asyncio.open_connection(self._front.host, self._front.port)
                 try:
                     self.update()
-                    await reader.read()  # the front sends nothing: this ends with the connection
+                    await reader.read()  # the front sends nothing: this ends with its side of the connection
+                    await asyncio.to_thread(self._part)
                 finally:
                     self._writer.close()
                     self._writer = None

@@ -59,7 +59,7 @@ def run(job: ServeJob) -> None:
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
     waker = Waker()
-    front = FrontServer(job.serve, REPLICA_HOST, waker)
+    front = FrontServer(job.serve, REPLICA_HOST, waker, job.model_name)
     is_ready = False
     try:
         _start(jobs, front)

@@ -6,6 +6,7 @@ OpenVINO's process loads neither too.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from serving.metrics import LABELS
 from serving.openai_api import build_api
 from serving.opening import make_service
 from serving.replica_http import FromFront, ReplicaServer
+from serving.tracing import make_tracer
 
 WARM_UP_TOKENS = 2
 
@@ -59,6 +61,7 @@ class ModelReplica:
         limits = job.serve
         self._name = serve.get_replica_context().replica_tag
         request_log.write_to(job.output_dir.absolute(), self._name)
+        self._tracer = make_tracer(self._name)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
         self._service = make_service(job.model_dir, job.model_name, limits, gate, self._name)
         self._engine, metrics = self._service.engine, self._service.metrics
@@ -66,14 +69,14 @@ class ModelReplica:
         await warm_up(self._engine, self._service.codec)
         token = front.token.get_secret_value()
         host = own_address(front.host)
-        self._server = ReplicaServer(FromFront(build_api(self._service), token), host)
+        self._server = ReplicaServer(FromFront(build_api(self._service, self._tracer), token), host)
         self._standing = Announcement(
             token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
             pool=job.pool_name, usd_per_hour=job.pool.usd_per_hour if job.pool else 0.0,
         )  # fmt: skip
         ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
         ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
-        self._announcer = Announcer(front, lambda: self._standing)
+        self._announcer = Announcer(front, lambda: self._standing, self._tracer.flush)
         self._announcer.start()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -95,6 +98,7 @@ class ModelReplica:
         await self._server.drain()
         await self._announcer.stop()
         await self._server.stop()
+        await asyncio.to_thread(self._tracer.stop)
         await self._engine.stop()
 
 

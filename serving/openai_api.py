@@ -14,22 +14,24 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import gen_ai
 from serving.access import Access, Caller
 from serving.admission import Claim
-from serving.choice import Order, Piece
+from serving.choice import ChoiceReason, Order, Piece
 from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.openai_format import AnswerFormat, Endpoint, Usage, error_event
 from serving.openai_schema import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingRequest, TokenizeRequest, parse_request
 from serving.openapi import document
 from serving.service import ServedModel, Service
+from serving.tracing import Span, Tracer
 
 CLIENT_GONE_STATUS = 499  # nginx's number for a client that hung up; nobody receives it, but the metrics count it
 EVENT_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-def build_api(service: Service) -> FastAPI:
-    """The routes in front of `service`."""
+def build_api(service: Service, tracer: Tracer | None = None) -> FastAPI:
+    """The routes in front of `service`; no traces without a tracer."""
     api = FastAPI(title="Slipway", docs_url=None, redoc_url=None, openapi_url=None)
     handlers = _Handlers(service)
     routes = (
@@ -55,7 +57,7 @@ def build_api(service: Service) -> FastAPI:
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_disconnect)
     api.add_exception_handler(Exception, _on_crash)
-    api.add_middleware(Access, limits=service.limits)
+    api.add_middleware(Access, limits=service.limits, tracer=tracer or Tracer())
     api.add_middleware(_CountRequests, metrics=service.metrics, paths=frozenset(path for _, path, _ in routes))
     return api
 
@@ -114,7 +116,12 @@ class _Handlers:
         claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
         answer = AnswerFormat(endpoint, self._service.model, request.includes_usage)
         write = _write_events if request.stream else _write_body
-        return _WhileConnected(lambda send: write(self._service.answer(order, claim), answer, len(order.prompt_ids), send))
+        pieces, span = self._service.answer(order, claim, caller.span), caller.span
+        if span.is_recorded:
+            span.rename(f"{gen_ai.OPERATIONS[endpoint]} {request.model}")
+            span.note(gen_ai.asked(endpoint, request.model, order, bool(request.stream)))
+            pieces = _noted(pieces, span)
+        return _WhileConnected(lambda send: write(pieces, answer, len(order.prompt_ids), send))
 
 
 class _WhileConnected(Response):
@@ -135,6 +142,20 @@ class _WhileConnected(Response):
             work.cancel()
             watch.cancel()
             await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _noted(pieces: AsyncGenerator[Piece, None], span: Span) -> AsyncGenerator[Piece, None]:
+    """The pieces; in the end the span is told what they were."""
+    num_made, reasons = 0, dict[int, ChoiceReason]()
+    async with aclosing(pieces):
+        try:
+            async for piece in pieces:
+                num_made += piece.num_tokens
+                if piece.finish_reason is not None:
+                    reasons[piece.index] = piece.finish_reason
+                yield piece
+        finally:
+            span.note(gen_ai.answered(num_made, reasons))
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -20,6 +20,7 @@ from serving.merge import merged
 from serving.metrics import Metrics
 from serving.openai_messages import Message
 from serving.openai_schema import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingRequest, TokenizeRequest
+from serving.tracing import NO_SPAN, Span
 
 LONG_PROMPT_CHARS = 8192  # encoding this much takes about 3 ms, in which the event loop could serve others
 
@@ -80,10 +81,10 @@ class Service:
         self._check_ids(request.tokens, "tokens")
         return str(self.codec.tokenizer.decode(request.tokens, skip_special_tokens=False))
 
-    async def answer(self, order: Order, claim: Claim) -> AsyncGenerator[Piece, None]:
+    async def answer(self, order: Order, claim: Claim, span: Span = NO_SPAN) -> AsyncGenerator[Piece, None]:
         """The answer's text as it becomes readable; closing it cancels the request. Raises ApiError, 429 where the queue is full.
 
-        Several choices share one place: their tokens are charged to the same key.
+        Several choices share one place: their tokens are charged to the same key. Waiting, prefill and decode become parts of `span`.
         """
         arrived_s = time.perf_counter()
         reason, num_unfinished = None, order.num_choices
@@ -92,7 +93,8 @@ class Service:
                 reason = "abort"
                 self.metrics.prompt_tokens.inc(len(order.prompt_ids))
                 self.metrics.queue_time.observe(ticket.waited_s)
-                choices = [self._choice(order, index, ticket, arrived_s) for index in range(order.num_choices)]
+                span.past("queue", arrived_s, arrived_s + ticket.waited_s)
+                choices = [self._choice(order, index, ticket, arrived_s, span) for index in range(order.num_choices)]
                 async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
                     async for piece in pieces:
                         num_unfinished -= piece.finish_reason is not None
@@ -104,18 +106,21 @@ class Service:
             raise ApiError(error.message) from error
         except EngineError as error:
             reason = "error"
+            span.fail("engine_failed")
             raise ApiError(error.message, 503) from error
         finally:
             if reason is not None:  # it had a place
                 self.metrics.finished.labels(*self.metrics.labels, reason).inc()
                 self.metrics.request_duration.observe(time.perf_counter() - arrived_s)
+            else:
+                span.past("queue", arrived_s, time.perf_counter())
 
-    async def _choice(self, order: Order, index: int, ticket: Ticket, arrived_s: float) -> AsyncGenerator[Piece, None]:
+    async def _choice(self, order: Order, index: int, ticket: Ticket, arrived_s: float, span: Span) -> AsyncGenerator[Piece, None]:
         """One of the choices; they share the prompt in the engine's prefix cache, and differ by their seeds."""
         choice, sampling = Choice(self.codec, order, index), order.sampling
         if index and sampling.seed is not None:
             sampling = sampling.model_copy(update={"seed": sampling.seed + index})
-        async with aclosing(self._timed_chunks(order.prompt_ids, sampling, ticket, arrived_s)) as chunks:
+        async with aclosing(self._timed_chunks(order.prompt_ids, sampling, ticket, arrived_s, span)) as chunks:
             async for chunk in chunks:
                 piece = choice.read(chunk)
                 yield piece
@@ -123,7 +128,7 @@ class Service:
                     return
 
     async def _timed_chunks(
-        self, prompt_ids: Sequence[int], sampling: Sampling, ticket: Ticket, arrived_s: float
+        self, prompt_ids: Sequence[int], sampling: Sampling, ticket: Ticket, arrived_s: float, span: Span
     ) -> AsyncGenerator[Chunk, None]:
         """The engine's chunks, their times and counts noted."""
         metrics = self.metrics
@@ -146,8 +151,10 @@ class Service:
                         last_s = now_s
                     yield chunk
         finally:
+            span.past("prefill", started_s, first_s or time.perf_counter())
             if first_s is not None:
                 metrics.decode_time.observe(last_s - first_s)
+                span.past("decode", first_s, last_s)
 
     async def _encode_chat(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool

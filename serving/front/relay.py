@@ -17,6 +17,7 @@ from serving.announcement import TOKEN_HEADER
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.openai_format import error_event
+from serving.tracing import Span
 
 # What concerns one connection only (RFC 9110, section 7.6.1), and what the next one says anew.
 HOP_HEADERS = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -76,9 +77,9 @@ def wanted_s(request: web.Request, limits: ServeConfig) -> float:
 
 
 async def ask(
-    session: aiohttp.ClientSession, url: str, asked: Asked, request: web.Request, note_first_s: Callable[[float], None]
+    session: aiohttp.ClientSession, url: str, asked: Asked, request: web.Request, span: Span, note_first_s: Callable[[float], None]
 ) -> web.StreamResponse:
-    """The answer of the replica at `url`: a stream is sent on as it comes, anything else is given back whole.
+    """The answer of the replica at `url`: a stream is sent on as it comes, anything else is given back whole; `span` is told how it ends.
 
     `note_first_s` is told after how many seconds a stream began. Raises LostError and RefusedError, before anything has gone to the client.
     """
@@ -92,7 +93,7 @@ async def ask(
         ) as answer:
             if answer.content_type == EVENT_STREAM:
                 note_first_s(time.monotonic() - asked_s)
-                return await _relay(answer, request)
+                return await _relay(answer, request, span)
             whole = web.Response(status=answer.status, body=await answer.read(), headers=_kept(answer))
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise LostError from error
@@ -101,12 +102,12 @@ async def ask(
     return whole
 
 
-async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.StreamResponse:
+async def _relay(answer: aiohttp.ClientResponse, request: web.Request, span: Span) -> web.StreamResponse:
     """Sends whole events on as they come. Where the replica is lost on the way, the last event is an error. Never raises LostError."""
     response = web.StreamResponse(status=answer.status, headers=_kept(answer))
     try:
         await response.prepare(request)
-        async for events in _whole_events(answer):
+        async for events in _whole_events(answer, span):
             await response.write(events)
         await response.write_eof()
     except ConnectionError:  # the client has left; leaving the answer unread ends it at the replica
@@ -114,7 +115,7 @@ async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.St
     return response
 
 
-async def _whole_events(answer: aiohttp.ClientResponse):  # type: ignore[no-untyped-def]
+async def _whole_events(answer: aiohttp.ClientResponse, span: Span):  # type: ignore[no-untyped-def]
     """The events as they come, several together where they came so; an error event where they end too soon."""
     held = b""
     try:
@@ -125,6 +126,7 @@ async def _whole_events(answer: aiohttp.ClientResponse):  # type: ignore[no-unty
                 yield held[:end]
                 held = held[end:]
     except (aiohttp.ClientError, TimeoutError, OSError):
+        span.fail("lost")
         error = ApiError("the replica ended before the answer was done. Ask again.", 503, code="replica_lost")
         yield error_event(error.body)
 

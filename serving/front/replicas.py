@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import threading
+import time
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -54,6 +55,8 @@ class Replicas:
         self._token = token
         self._by_name: dict[str, Replica] = {}
         self._changed = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._is_parting = False
         self.has_some = threading.Event()
         """Set once the first replica is there."""
 
@@ -72,9 +75,22 @@ class Replicas:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout_s)
 
+    async def part(self, timeout_s: float) -> None:
+        """Tells every replica that nothing more will be asked, and returns when all have closed, or when the time is up."""
+        self._is_parting = True
+        for writer in self._writers:
+            writer.write_eof()
+        deadline_s = time.monotonic() + timeout_s
+        while self._writers and (left_s := deadline_s - time.monotonic()) > 0:
+            await self.wait_for_change(left_s)
+
     async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection of a replica for as long as it lives; a stranger's is closed without a word."""
+        if self._is_parting:
+            writer.close()
+            return
         replica: Replica | None = None
+        self._writers.add(writer)
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 standing = self._read(await reader.readline())
@@ -92,7 +108,8 @@ class Replicas:
         finally:
             if replica is not None and self._by_name.get(replica.name) is replica:
                 del self._by_name[replica.name]
-                self._note_change()
+            self._writers.discard(writer)
+            self._note_change()
             writer.close()
 
     def _read(self, line: bytes) -> Announcement:

@@ -18,23 +18,26 @@ from serving.announcement import FrontAddress
 from serving.config import ServeConfig
 from serving.front.proxy import Front
 from serving.front.replicas import Replicas, listen
+from serving.tracing import make_tracer
 
 TOKEN_BYTES = 32
 IDLE_CLIENT_S = 75.0
 SHUTDOWN_S = 0.1  # `drain` has waited already
 POLL_S = 0.02
 STOP_TIMEOUT_S = 5.0
+FAREWELL_S = 3.0  # replicas send their last traces within two
 
 
 class FrontServer:
     """Listens for clients at the address in `limits`, and for replicas of this machine or cluster at `replica_host`."""
 
-    def __init__(self, limits: ServeConfig, replica_host: str, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, limits: ServeConfig, replica_host: str, wake: Callable[[], None] = lambda: None, model_name: str = "") -> None:
         self._limits = limits
         self._replica_host = replica_host
         self._token = secrets.token_urlsafe(TOKEN_BYTES)
         self.replicas = Replicas(self._token)
-        self._front = Front(self.replicas, self._token, limits, wake)
+        self._tracer = make_tracer("front")
+        self._front = Front(self.replicas, self._token, limits, wake, model_name, self._tracer)
         self._started: Future[int] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
@@ -46,17 +49,20 @@ class FrontServer:
         return FrontAddress(host=self._replica_host, port=self._started.result(), token=SecretStr(self._token))
 
     def drain(self, timeout_s: float) -> None:
-        """Refuses new requests from now on, and returns when the running ones are done or the time is up."""
+        """Refuses new requests from now on, and returns when the running ones are done or the time is up; then parts from the replicas."""
         self._front.is_draining = True
         deadline_s = time.monotonic() + timeout_s
         while self._front.num_open and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
+        if self._loop is not None and self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self.replicas.part(FAREWELL_S), self._loop).result()
 
     def stop(self) -> None:
         """Ends the thread; requests that still run lose their connection."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join(STOP_TIMEOUT_S)
+        self._tracer.stop()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

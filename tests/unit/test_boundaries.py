@@ -14,6 +14,7 @@ LIGHT_MODULES = [
     "pipelines.commands",
     "pipelines.keys",
     "pipelines.pipeline",
+    "pipelines.status",
     "training.config",
     "serving.config",
     "infra.chat",

@@ -19,6 +19,8 @@ from infra.chat import ChatCodec, compile_template
 from serving.admission import Gate
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
+from serving.front.figures import FrontFigures
+from serving.front.replicas import Replicas
 from serving.metrics import make_metrics, merge
 from serving.openai_api import build_api
 from serving.service import ServedModel, Service
@@ -439,6 +441,7 @@ def test_dashboard_names_only_metrics_that_are_served_and_all_of_vllms() -> None
     api = make_api(scripted("abcd"))
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "xyz"})
     served = set(re.findall(r"^([\w:]+){", request(api, "GET", "/metrics").text, re.MULTILINE))
+    served |= set(re.findall("^# TYPE ([\\w:]+)", FrontFigures("toy", Replicas("token"), lambda: 0).text, re.MULTILINE))
     assert named <= served
     families = {re.sub("_(created|sum|count)$", "", name) for name in served if name.startswith("vllm:")}
     assert {name for name in families if name in served} <= named

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from infra.network import free_port
@@ -32,7 +33,7 @@ class Stand:
     def __init__(self, **limits: Any) -> None:
         self.limits = ServeConfig(port=free_port(), **limits)
         self.woken = threading.Event()
-        self.front = FrontServer(self.limits, HOST, wake=self.woken.set)
+        self.front = FrontServer(self.limits, HOST, wake=self.woken.set, model_name="toy")
         self.address = self.front.start()
         self.url = f"http://{HOST}:{self.limits.port}"
         self.client = httpx.AsyncClient(base_url=self.url, timeout=20)
@@ -49,9 +50,9 @@ class Stand:
         server = await self.exits.enter_async_context(await asyncio.start_server(answer, HOST, 0))
         return await self.announce(name, server.sockets[0].getsockname()[1])
 
-    async def announce(self, name: str, port: int, **changes: Any) -> Announcer:
+    async def announce(self, name: str, port: int, part: Callable[[], None] = lambda: None, **changes: Any) -> Announcer:
         standing = Announcement(token=self.address.token, replica=name, host=HOST, port=port, num_places=4, **changes)
-        announcer = Announcer(self.address, lambda: standing)
+        announcer = Announcer(self.address, lambda: standing, part)
         announcer.start()
         self.exits.push_async_callback(announcer.stop)
         await until(lambda: name in self.names)
@@ -280,6 +281,51 @@ def test_front_metrics_hold_every_replica_once() -> None:
     lines = asyncio.run(scene()).splitlines()
     assert sum(line.startswith("# TYPE vllm:generation_tokens_total") for line in lines) == 1
     assert len([line for line in lines if line.startswith("vllm:generation_tokens_total{")]) == 2
+
+
+def figures(text: str, name: str) -> dict[str, float]:
+    """The samples of one metric, by the value of their last label; `model_name` is among the labels."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples if sample.name == name]
+    assert all(sample.labels["model_name"] == "toy" for sample in samples)
+    return {[*sample.labels.values()][-1]: sample.value for sample in samples}
+
+
+def test_front_metrics_tell_what_is_held_in_flight_asked_again_and_refused() -> None:
+    async def scene() -> None:
+        async with stand(max_queued_requests=1) as here:
+            held = asyncio.create_task(here.post())
+            await until(here.woken.is_set)
+            assert (await here.post()).status_code == 429
+            await here.client.get("/health")
+            text = (await here.client.get("/metrics")).text
+            assert figures(text, "slipway_front_requests_held") == {"toy": 1}
+            assert figures(text, "slipway_front_refused_total") == {"429": 1}, "a look at the health is no request"
+            await here.add(scripted("hello", fails_after=0))
+            await until(lambda: here.names == {"a"} and not here.front.replicas.usable)
+            finite = await here.add(scripted("other"), "b")
+            assert (await held).status_code == 200
+            await here.add(scripted("endless", is_endless=True), "c", max_running_requests=1, max_queued_requests=0)
+            await finite.stop()
+            await until(lambda: here.names == {"a", "c"})
+            async with here.client.stream("POST", COMPLETION, json={**BODY, "stream": True}) as streamed:
+                parts = streamed.aiter_raw()
+                await anext(parts)
+                assert (await here.post()).status_code == 429
+                text = (await here.client.get("/metrics")).text
+            assert figures(text, "slipway_front_requests_in_flight") == {"a": 0, "c": 1}
+            assert figures(text, "slipway_front_requests_held") == {"toy": 0}
+            assert figures(text, "slipway_front_refused_total") == {"429": 1}, "the second one is the replica's"
+            assert figures(text, "slipway_front_retries_total") == {"lost": 0, "full": 0, "failed": 1}, "nobody was left to be asked again"
+
+    asyncio.run(scene())
+
+
+def test_front_metrics_without_a_replica_are_closed_where_they_need_a_key() -> None:
+    async def scene() -> tuple[int, int]:
+        async with stand() as here, stand(open_paths=["/health"]) as closed:
+            return (await here.client.get("/metrics")).status_code, (await closed.client.get("/metrics")).status_code
+
+    assert asyncio.run(scene()) == (200, 503)
 
 
 def test_front_body_above_the_limit_answers_413() -> None:
