@@ -25,6 +25,12 @@ def require_free_port(host: str, port: int, option: str) -> None:
             ) from error
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def require_listener(address: str, variable: str) -> None:
     """Raises ConfigError when `address`, from the environment variable, is not host:port, and TransientError when nothing listens there."""
     host, separator, port = address.rpartition(":")

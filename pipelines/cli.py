@@ -146,8 +146,8 @@ def doctor(json: AsJson = False) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train or serve")]) -> None:
-    """Measure a stack; further options go to `python -m training.bench` or `serving.bench`, see their --help."""
+def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale or soak")]) -> None:
+    """Measure a stack; further options go to `python -m training.bench`, `serving.bench` and so on; see --help there."""
     from pipelines import commands
 
     commands.bench(stack, context.args)

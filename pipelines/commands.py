@@ -155,10 +155,11 @@ def doctor(as_json: bool) -> None:
 
 
 def bench(stack: str, arguments: list[str]) -> None:
-    """`slipway bench train|serve`: the stack's own benchmark, as a program."""
-    if stack not in ("train", "serve"):
-        raise ConfigError(f"bench {stack!r}: there are `slipway bench train` and `slipway bench serve`.")
-    module = {"train": "training.bench", "serve": "serving.bench"}[stack]
+    """`slipway bench train|serve|autoscale|soak`: the stack's own benchmark, as a program."""
+    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench", "soak": "serving.soak"}
+    if stack not in modules:
+        raise ConfigError(f"bench {stack!r}: there are `slipway bench {'`, `slipway bench '.join(modules)}`.")
+    module = modules[stack]
     code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(), check=False).returncode
     if code:
         raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")

@@ -13,9 +13,10 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from serving.errors import ApiError
 
@@ -43,6 +44,7 @@ class Ticket:
 
     claim: Claim
     admitted: asyncio.Future[None] | None = None
+    arrived_s: float = 0.0
     waited_s: float = 0.0
     has_place: bool = False
 
@@ -58,6 +60,9 @@ class FairQueue:
 
     def __len__(self) -> int:
         return self._num_waiting
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return chain.from_iterable(self._waiting.values())
 
     def push(self, ticket: Ticket) -> None:
         """Takes a ticket in. A key that had none waiting starts level with the others: it has saved nothing up while it was away."""
@@ -123,6 +128,12 @@ class Gate:
         return len(self._queue)
 
     @property
+    def longest_wait_s(self) -> float:
+        """How long the one that came first has been waiting for a place."""
+        now_s = self._clock()
+        return max((now_s - ticket.arrived_s for ticket in self._queue), default=0.0)
+
+    @property
     def retry_after_s(self) -> int:
         """When a place in the queue will be free, by the time that the last requests took; whole seconds within `RETRY_AFTER_S`."""
         estimate_s = self._duration_s * (self.num_waiting + 1) / self._num_places
@@ -146,8 +157,7 @@ class Gate:
     async def _enter(self, claim: Claim) -> Ticket:
         if self.num_running >= self._num_places and self.num_waiting >= self._num_seats:
             self._make_room(claim)
-        arrived_s = self._clock()
-        ticket = Ticket(claim, asyncio.get_running_loop().create_future())
+        ticket = Ticket(claim, asyncio.get_running_loop().create_future(), self._clock())
         assert ticket.admitted is not None
         self._queue.push(ticket)
         self._admit()
@@ -158,7 +168,7 @@ class Gate:
             if ticket.has_place:  # it was called in and cancelled at once
                 self._leave()
             raise
-        ticket.waited_s = self._clock() - arrived_s
+        ticket.waited_s = self._clock() - ticket.arrived_s
         return ticket
 
     def _make_room(self, claim: Claim) -> None:

@@ -1,7 +1,7 @@
-"""Measures serving: the bare engine against the same engine behind HTTP, in turns, in one run.
+"""Measures serving: the bare engine, the same engine behind our HTTP server, and other servers, in turns, in one run.
 
-- The bare engine is the library's pipeline stepped in this process, with no event loop; server and clients are processes of their own.
-- The two take turns, so that what else the machine does hits both; the ratio is of the medians.
+- The bare engine is the library's pipeline stepped in this process, with no event loop; servers and clients are processes of their own.
+- All take turns, so that what else the machine does hits each; a ratio is one of medians.
 - The last line on stdout is one JSON object; all else goes to stderr.
 """
 
@@ -14,75 +14,106 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from infra.chat import ChatCodec, load_codec
 from infra.contracts import verify
-from infra.errors import SlipwayError, TransientError
-from infra.files import read_json, write_json_atomic
+from infra.errors import ConfigError, SlipwayError, TransientError
+from infra.network import free_port
 from infra.settings import child_environment
-from serving.app import READY_NAME
-from serving.config import ServeConfig, ServeJob
+from serving.bench_servers import Server, our_server, peer_server
+from serving.config import ServeConfig
 from serving.engines.base import Sampling
 from serving.engines.openvino_steps import Batch, load
 from serving.load import prompt
 
-MODEL_NAME = "bench"
 NUM_ONE_TOKEN = 40
+WARM_UP = (4, 16)
+"""Streams and tokens of the turn that nobody counts: the first steps of a shape are compiled."""
 
 
-async def bench(model_dir: Path, streams: list[int], num_tokens: int, num_rounds: int, port: int) -> dict[str, Any]:
-    """The figures of `model_dir`; seconds and tokens/s. Raises ArtifactError, ConfigError and TransientError as the server does."""
-    verify(model_dir, ("quantized",))
-    limits = ServeConfig(port=port)
-    codec = load_codec(model_dir)
-    with _server(model_dir, limits) as (url, started_s):
-        batch = Batch(load(str(model_dir), limits.max_running_requests, limits.cache_gb, os.cpu_count()))
-        await _both(batch, codec, url, 4, 16)  # warms both: the first steps of a shape are compiled
-        rounds = {n: [await _both(batch, codec, url, n, num_tokens) for _ in range(num_rounds)] for n in streams}
-        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await _load(url, NUM_ONE_TOKEN, 1)}
-    return {"streams": {str(n): _summary(results) for n, results in rounds.items()}, **one_token, "server_started_s": started_s}
+async def bench(given: argparse.Namespace) -> dict[str, Any]:
+    """The figures, in seconds and tokens/s. Raises ArtifactError, ConfigError and TransientError as the servers do."""
+    verify(given.model, ("quantized",))
+    limits = ServeConfig(port=free_port())
+    num_threads = os.cpu_count() or 1
+    with ExitStack() as servers:
+        ours, started_s = servers.enter_context(our_server(given.model, limits))
+        peers = {
+            name: servers.enter_context(peer_server(name, python, _peer_model(name, given), max(given.streams), num_threads))
+            for name, python in given.peer
+        }
+        codec = load_codec(given.model)
+        batch = Batch(load(str(given.model), limits.max_running_requests, limits.cache_gb, num_threads))
+        await _turn(batch, codec, ours, peers, *WARM_UP)
+        turns = {n: [await _turn(batch, codec, ours, peers, n, given.new_tokens) for _ in range(given.rounds)] for n in given.streams}
+        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await ask_load_generator(ours, NUM_ONE_TOKEN, 1)}
+        rss_bytes = ours.replica_rss_bytes
+    return {
+        "streams": {str(n): _summary(results) for n, results in turns.items()},
+        "peers": {name: {str(n): _peer_ratio(results, name) for n, results in turns.items()} for name in peers},
+        **one_token,
+        "cold_start_s": started_s,
+        "replica_rss_bytes": rss_bytes,
+    }
 
 
-async def _both(batch: Batch, codec: ChatCodec, url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
-    """One turn each."""
+def _peer_model(name: str, given: argparse.Namespace) -> Path:
+    model: Path | None = given.peer_gguf if name == "llama.cpp" else given.peer_model
+    if model is None or not model.exists():
+        option = "--peer-gguf FILE" if name == "llama.cpp" else "--peer-model FOLDER"
+        raise ConfigError(f"{option} is needed for {name}: the same base model in the form that it reads.")
+    return model
+
+
+async def _turn(
+    batch: Batch, codec: ChatCodec, ours: Server, peers: dict[str, Server], num_streams: int, num_tokens: int
+) -> dict[str, dict[str, float]]:
+    """One measurement of each: the bare engine first, then our server, then the others."""
     nonce = uuid.uuid4().hex
-    started_s = time.perf_counter()
-    num_made = _engine_tokens(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)
-    bare = num_made / (time.perf_counter() - started_s)
-    figures = {"engine_tokens_per_s": bare, **await _load(url, num_streams, num_tokens)}
-    print(f"{num_streams:3d} streams: engine {bare:7.1f} tokens/s, HTTP {figures['tokens_per_s']:7.1f}", file=sys.stderr, flush=True)
+    figures = {"engine": _engine(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)}
+    engine_before_s, other_before_s = ours.cpu_s
+    figures["ours"] = await ask_load_generator(ours, num_streams, num_tokens)
+    engine_after_s, other_after_s = ours.cpu_s
+    figures["ours"]["cpu_outside_engine_share"] = (other_after_s - other_before_s) / max(engine_after_s - engine_before_s, 1e-3)
+    for name, peer in peers.items():
+        figures[name] = await ask_load_generator(peer, num_streams, num_tokens)
+    shown = ", ".join(f"{name} {each['tokens_per_s']:.1f}" for name, each in figures.items())
+    print(f"{num_streams:3d} streams, tokens/s: {shown}", file=sys.stderr, flush=True)
     return figures
+
+
+def _engine(batch: Batch, prompts: list[list[int]], num_tokens: int) -> dict[str, float]:
+    """Answers all prompts together."""
+    num_made = 0
+    firsts_s: dict[int, float] = {}
+    started_s = time.perf_counter()
+    for number, ids in enumerate(prompts):
+        batch.add(number, ids, Sampling(max_tokens=num_tokens))
+    while batch.has_work:
+        news = batch.step()
+        now_s = time.perf_counter()
+        num_made += sum(len(ids) for _, ids, *_ in news)
+        firsts_s = {number: now_s - started_s for number, *_ in news} | firsts_s
+    return {"tokens_per_s": num_made / (time.perf_counter() - started_s), "ttft_p50_s": statistics.median(firsts_s.values())}
 
 
 def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
     times_s = []
     for index in range(NUM_ONE_TOKEN):
         started_s = time.perf_counter()
-        _engine_tokens(batch, [codec.encode_text(prompt("again", index % 4))], 1)
+        _engine(batch, [codec.encode_text(prompt("again", index % 4))], 1)
         times_s.append(time.perf_counter() - started_s)
     return statistics.median(times_s)
 
 
-def _engine_tokens(batch: Batch, prompts: list[list[int]], num_tokens: int) -> int:
-    """Answers all prompts together; the number of tokens made."""
-    num_made = 0
-    for number, ids in enumerate(prompts):
-        batch.add(number, ids, Sampling(max_tokens=num_tokens))
-    while batch.has_work:
-        num_made += sum(len(ids) for _, ids, *_ in batch.step())
-    return num_made
-
-
-async def _load(url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
+async def ask_load_generator(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
     """What the load generator, in its own process, measured. Raises TransientError when it fails."""
-    command = [sys.executable, "-m", "serving.load", url, MODEL_NAME, str(num_streams), str(num_tokens)]
+    command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens)]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment())
     output, _ = await process.communicate()
     if process.returncode:
@@ -90,55 +121,50 @@ async def _load(url: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
     return dict(json.loads(output))
 
 
-def _summary(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over the rounds, and how far the ratio of one round went."""
-    median = {key: statistics.median(result[key] for result in results) for key in results[0]}
-    ratios = [result["tokens_per_s"] / result["engine_tokens_per_s"] for result in results]
+def _summary(turns: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Medians over the turns, and how far the ratio of one turn went."""
+    engine = {key: statistics.median(turn["engine"][key] for turn in turns) for key in turns[0]["engine"]}
+    ours = {key: statistics.median(turn["ours"][key] for turn in turns) for key in turns[0]["ours"]}
+    ratios = [turn["ours"]["tokens_per_s"] / turn["engine"]["tokens_per_s"] for turn in turns]
     return {
-        "engine_tokens_per_s": round(median["engine_tokens_per_s"], 1),
-        "http_tokens_per_s": round(median["tokens_per_s"], 1),
-        "ratio": round(median["tokens_per_s"] / median["engine_tokens_per_s"], 3),
+        "tokens_per_s": round(ours["tokens_per_s"], 1),
+        "engine_tokens_per_s": round(engine["tokens_per_s"], 1),
+        "ratio_to_engine": round(ours["tokens_per_s"] / engine["tokens_per_s"], 3),
         "ratio_low": round(min(ratios), 3),
         "ratio_high": round(max(ratios), 3),
-        "ttft_p50_s": round(median["ttft_p50_s"], 4),
-        "ttft_p95_s": round(median["ttft_p95_s"], 4),
-        "events_per_stream": round(median["events_per_stream"], 1),
+        "added_ttft_p50_ms": round(1e3 * (ours["ttft_p50_s"] - engine["ttft_p50_s"]), 2),
+        **{name.replace("_s", "_ms"): round(1e3 * ours[name], 2) for name in ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")},
+        **{name: round(ours[name], 3) for name in ("tokens_per_event", "cpu_outside_engine_share", "load_generator_cpu_share")},
     }
 
 
-@contextmanager
-def _server(model_dir: Path, limits: ServeConfig) -> Iterator[tuple[str, float]]:
-    """A real server's URL and start-up time in seconds; the server ends with the block. Raises TransientError when it does not start."""
-    with tempfile.TemporaryDirectory(prefix="slipway-bench-") as folder:
-        job = ServeJob(output_dir=Path(folder) / "server", model_dir=model_dir.absolute(), model_name=MODEL_NAME, serve=limits)
-        config = Path(folder) / "serve.json"
-        write_json_atomic(config, job.model_dump(mode="json"))
-        process = subprocess.Popen([sys.executable, "-m", "serving.app", "--config", str(config)], env=child_environment())
-        try:
-            ready_file = job.output_dir / READY_NAME
-            while not ready_file.is_file():
-                if process.poll() is not None:
-                    raise TransientError(f"the server ended with exit code {process.returncode} before it was ready; its text is above.")
-                time.sleep(0.05)
-            ready = read_json(ready_file)
-            yield ready["url"], ready["started_s"]
-        finally:
-            process.terminate()
-            process.wait()
+def _peer_ratio(turns: list[dict[str, dict[str, float]]], name: str) -> float:
+    """Our tokens/s over a peer's."""
+    ours, peer = (statistics.median(turn[each]["tokens_per_s"] for turn in turns) for each in ("ours", name))
+    return round(ours / peer, 3)
+
+
+def _named_python(text: str) -> tuple[str, Path]:
+    name, separator, python = text.partition("=")
+    if name not in ("llama.cpp", "vllm") or not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}: llama.cpp=PYTHON or vllm=PYTHON is needed")
+    return name, Path(python)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=bench.__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a quantized model")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--port", type=int, default=8199)
+    parser.add_argument("--peer", type=_named_python, action="append", default=[], help="llama.cpp=PYTHON or vllm=PYTHON; may be repeated")
+    parser.add_argument("--peer-gguf", type=Path, help="the same base model as a GGUF file, for llama.cpp, which takes it to 8 bits")
+    parser.add_argument("--peer-model", type=Path, help="the same base model as a folder, for vllm, which takes it in bfloat16")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with the other commands; JSON is always the last line")
     given = parser.parse_args()
     try:
-        figures = asyncio.run(bench(given.model, given.streams, given.new_tokens, given.rounds, given.port))
+        figures = asyncio.run(bench(given))
     except SlipwayError as error:
         print(error.message, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -7,7 +7,10 @@ OpenVINO's process loads neither too.
 from __future__ import annotations
 
 import socket
+import time
+from dataclasses import asdict
 
+from prometheus_client import Gauge
 from ray import serve
 from ray.serve import Application
 
@@ -18,16 +21,16 @@ from infra.files import read_json
 from serving import request_log
 from serving.admission import Gate
 from serving.announcement import Announcement, Announcer, FrontAddress
-from serving.config import ServeJob
+from serving.autoscaling.load import ReplicaLoad
+from serving.autoscaling.ray_policy import ray_options
+from serving.config import DEPLOYMENT_NAME, ServeJob
 from serving.engines.base import Engine, EngineError, Sampling
 from serving.engines.registry import make_engine
-from serving.metrics import make_metrics
+from serving.metrics import LABELS, make_metrics
 from serving.openai_api import build_api
 from serving.replica_http import FromFront, ReplicaServer
 from serving.service import ServedModel, Service
 
-APPLICATION_NAME = "slipway"
-DEPLOYMENT_NAME = "model"
 WARM_UP_TOKENS = 2
 
 
@@ -37,12 +40,14 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
     Requests reach the replicas through the front and not through Ray, which starts, watches and ends them.
     """
     serve_config = job.serve
+    num_gpus = job.pool.gpus_per_replica if job.pool and job.pool.accelerator == "gpu" else 0
     deployment = serve.deployment(
         ModelReplica,
         name=DEPLOYMENT_NAME,
-        num_replicas=serve_config.num_replicas,
-        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": serve_config.gpus_per_replica},
-        graceful_shutdown_timeout_s=serve_config.drain_timeout_s,
+        **ray_options(serve_config),
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": num_gpus},
+        # A replica that is one too many finishes its answers, however long; at the end of the server, the front's own limit comes first.
+        graceful_shutdown_timeout_s=serve_config.request_timeout_s if serve_config.autoscale else serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
         max_constructor_retry_count=1,  # a folder that cannot be loaded now cannot be loaded a second later
@@ -69,6 +74,7 @@ class ModelReplica:
     """One replica: an engine, the API in front of it at a port of its own, and a connection that tells the front of it."""
 
     async def __init__(self, job_json: str, front_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
+        started_s = time.perf_counter()
         job, front = ServeJob.model_validate_json(job_json), FrontAddress.model_validate_json(front_json)
         model = read_served_model(job)
         limits = job.serve
@@ -80,15 +86,26 @@ class ModelReplica:
         codec = load_codec(job.model_dir)
         await self._engine.start()
         await warm_up(self._engine, codec)
-        api = build_api(Service(model, self._engine, codec, limits, metrics, gate))
+        self._service = Service(model, self._engine, codec, limits, metrics, gate)
         token = front.token.get_secret_value()
         host = own_address(front.host)
-        self._server = ReplicaServer(FromFront(api, token), host)
+        self._server = ReplicaServer(FromFront(build_api(self._service), token), host)
         self._standing = Announcement(
-            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests
-        )
+            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
+            pool=job.pool_name, usd_per_hour=job.pool.usd_per_hour if job.pool else 0.0,
+        )  # fmt: skip
+        ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
+        ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
         self._announcer = Announcer(front, lambda: self._standing)
         self._announcer.start()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy knows of this replica; Ray Serve asks for it by this name where there is a policy."""
+        gate, recent = self._service.gate, self._service.metrics.recent_first_tokens
+        return asdict(ReplicaLoad(gate.num_running, gate.num_waiting, gate.longest_wait_s, *recent.figures()))
+
+    async def wake(self) -> None:
+        """Nothing; that a request waits for it is what brings a replica up where there is none."""
 
     async def check_health(self) -> None:
         """Raises EngineError when the engine cannot answer any more; Ray Serve then replaces this replica."""

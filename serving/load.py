@@ -1,16 +1,19 @@
 """A closed-loop load generator: N clients, each with one stream at a time, as `python -m serving.load URL MODEL STREAMS TOKENS`.
 
-It runs in a process of its own, so that its work is never counted as the server's, and prints one JSON object.
+It runs in a process of its own, so that its work is never counted as the server's, and prints one JSON object. Any server of the OpenAI
+API can be asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,8 @@ class Stream:
 
     first_s: float
     """From sending the request to the first event."""
-    total_s: float
+    gaps_s: Sequence[float]
+    """Between one arrival and the next."""
     num_tokens: int
     num_events: int
 
@@ -34,21 +38,24 @@ def prompt(nonce: str, index: int) -> str:
 
 
 async def run_streams(url: str, model: str, num_streams: int, num_tokens: int) -> dict[str, Any]:
-    """`num_streams` streams of `num_tokens` tokens each at once; tokens/s over all of them and times to the first token in seconds."""
+    """`num_streams` streams of `num_tokens` tokens each at once; tokens/s over all of them, times in seconds."""
     nonce = uuid.uuid4().hex
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         started_s = time.perf_counter()
-        bodies = [_body(model, prompt(nonce, index), num_tokens) for index in range(num_streams)]
+        bodies = [request_body(model, prompt(nonce, index), num_tokens) for index in range(num_streams)]
         streams = await asyncio.gather(*(_stream(session, url, body) for body in bodies))
         elapsed_s = time.perf_counter() - started_s
-    firsts_s = sorted(stream.first_s for stream in streams)
+    num_made = sum(stream.num_tokens for stream in streams)
+    firsts_s, gaps_s = [stream.first_s for stream in streams], [gap for stream in streams for gap in stream.gaps_s]
     return {
-        "tokens_per_s": sum(stream.num_tokens for stream in streams) / elapsed_s,
-        "num_tokens": sum(stream.num_tokens for stream in streams),
-        "events_per_stream": statistics.mean(stream.num_events for stream in streams),
+        "tokens_per_s": num_made / elapsed_s,
+        "tokens_per_event": num_made / sum(stream.num_events for stream in streams),
         "ttft_p50_s": statistics.median(firsts_s),
-        "ttft_p95_s": firsts_s[min(len(firsts_s) - 1, int(0.95 * len(firsts_s)))],
+        "ttft_p99_s": quantile(firsts_s, 0.99),
+        "itl_p50_s": statistics.median(gaps_s),
+        "itl_p99_s": quantile(gaps_s, 0.99),
+        "load_generator_cpu_share": time.process_time() / elapsed_s,
     }
 
 
@@ -57,7 +64,8 @@ async def run_one_token(url: str, model: str, num_requests: int) -> dict[str, An
     times_s = []
     async with aiohttp.ClientSession() as session:
         for index in range(num_requests):
-            body = {**_body(model, prompt("again", index % 4), 1), "stream": False, "stream_options": None}
+            body = {**request_body(model, prompt("again", index % 4), 1), "stream": False}
+            body.pop("stream_options")
             started_s = time.perf_counter()
             async with session.post(f"{url}/v1/completions", json=body) as response:
                 response.raise_for_status()
@@ -66,11 +74,18 @@ async def run_one_token(url: str, model: str, num_requests: int) -> dict[str, An
     return {"one_token_p50_s": statistics.median(times_s)}
 
 
-def _body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def request_body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
+    """A greedy streamed completion of exactly so many tokens."""
     return {
         "model": model,
         "prompt": text,
         "max_tokens": num_tokens,
+        "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -78,17 +93,16 @@ def _body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Stream:
-    started_s = time.perf_counter()
-    first_s, parts = 0.0, []
+    arrivals_s, parts = [time.perf_counter()], []
     async with session.post(f"{url}/v1/completions", json=body) as response:
         response.raise_for_status()
         async for part in response.content.iter_any():
-            first_s = first_s or time.perf_counter() - started_s
+            arrivals_s.append(time.perf_counter())
             parts.append(part)
-    total_s = time.perf_counter() - started_s
-    events = [event for event in b"".join(parts).split(b"\n\n") if event]
+    events = [event for event in b"".join(parts).split(b"\n\n") if event.strip()]
     usage = json.loads(events[-2].removeprefix(b"data: "))["usage"]
-    return Stream(first_s, total_s, usage["completion_tokens"], len(events) - 2)
+    gaps_s = [later - earlier for earlier, later in itertools.pairwise(arrivals_s)]
+    return Stream(gaps_s[0], gaps_s[1:], usage["completion_tokens"], len(events) - 2)
 
 
 def main(arguments: list[str]) -> None:

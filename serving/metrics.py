@@ -1,7 +1,7 @@
 """What Prometheus can read of a model's replicas; the names are a public interface.
 
 - What vLLM measures too has vLLM's name, so that the dashboards people have go on working; the rest begins with `slipway_`.
-- Every sample names its replica, and every replica answers for all of them: a scrape reaches whichever the proxy picks.
+- Every sample names its replica; the front answers a scrape with the figures of all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from serving.admission import Gate
+from serving.autoscaling.load import RecentTimes
 from serving.engines.base import Engine
 
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -34,6 +35,8 @@ class Metrics:
     prompt_tokens: Counter
     generated_tokens: Counter
     first_token: Histogram
+    recent_first_tokens: RecentTimes
+    """The same times, the last seconds of them as they were: the autoscaling policy goes by them."""
     between_tokens: Histogram
     request_duration: Histogram
     queue_time: Histogram
@@ -65,6 +68,7 @@ def make_metrics(model_name: str, engine: Engine, gate: Gate, replica: str = "")
         prompt_tokens=counter("vllm:prompt_tokens", "Tokens of the prompts taken.").labels(*labels),
         generated_tokens=counter("vllm:generation_tokens", "Tokens made.").labels(*labels),
         first_token=histogram("vllm:time_to_first_token_seconds", "From request to first token.", FIRST_TOKEN_BUCKETS_S),
+        recent_first_tokens=RecentTimes(),
         between_tokens=histogram("vllm:inter_token_latency_seconds", "Mean time a token since the last chunk.", BETWEEN_TOKENS_BUCKETS_S),
         request_duration=histogram(
             "vllm:e2e_request_latency_seconds", "From request to last token, or to the client's leaving.", REQUEST_BUCKETS_S

@@ -139,6 +139,7 @@ class Service:
                         if first_s is None:
                             first_s = now_s
                             metrics.first_token.observe(now_s - arrived_s)
+                            metrics.recent_first_tokens.note(now_s - arrived_s)
                             metrics.prefill_time.observe(now_s - started_s)
                         else:
                             metrics.between_tokens.observe((now_s - last_s) / len(chunk.ids))

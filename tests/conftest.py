@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra import network
 from infra.settings import child_environment
 
 
@@ -23,17 +24,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def find_free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def free_port() -> int:
     """A port that nothing listens on."""
-    return find_free_port()
+    return network.free_port()
 
 
 @pytest.fixture
@@ -177,13 +171,15 @@ class RunningServer:
         return self.process.returncode
 
 
-def start_server(model_dir: Path, folder: Path, port: int, **serve: object) -> RunningServer:
-    """Starts a server; the caller waits for it and stops it."""
+def start_server(
+    model_dir: Path, folder: Path, port: int, program: tuple[str, str] = ("-m", "serving.app"), **serve: object
+) -> RunningServer:
+    """Starts a server; the caller waits for it and stops it. `program` is what Python is told to run."""
     folder.mkdir(parents=True)
     config = folder / "serve.json"
     job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": {"port": port, **serve}}
     config.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "serving.app", "--config", str(config)]
+    command = [sys.executable, *program, "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment())
     return RunningServer(process, config, folder / "out")
 
@@ -193,7 +189,7 @@ def start_toy_server(toy_quantized: Path, tmp_path_factory: pytest.TempPathFacto
     """Starts a server of the toy model on a free port."""
 
     def start(model_dir: Path = toy_quantized, port: int | None = None, **serve: object) -> RunningServer:
-        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or find_free_port(), **serve)
+        return start_server(model_dir, tmp_path_factory.mktemp("server") / "run", port or network.free_port(), **serve)
 
     return start
 

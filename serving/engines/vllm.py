@@ -33,7 +33,7 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
     settings = {
         "model_dir": str(model_dir.absolute()),
         "max_running_requests": config.max_running_requests,
-        "cache_bytes": config.cache_gb << 30,
+        "cache_bytes": int(config.cache_gb * (1 << 30)),
     }
     threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}
     return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, CAPABILITIES, engine_python(config), {**VARIABLES, **threads})

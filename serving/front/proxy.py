@@ -17,6 +17,7 @@ from aiohttp import web
 
 from serving.config import ServeConfig
 from serving.errors import ApiError
+from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
 from serving.front.replicas import Replica, Replicas
 from serving.front.routing import Router, prompt_blocks
@@ -38,6 +39,7 @@ class Front:
         self._limits = limits
         self._wake = wake
         self._router = Router()
+        self._times = FirstTokenTimes()
         self._session: aiohttp.ClientSession | None = None
         self.num_held = 0
         """Requests that wait for a replica to be ready."""
@@ -68,6 +70,8 @@ class Front:
             asked = await read_request(request, self._limits, self._token)
             if (asked.method, asked.path) == ("GET", "/metrics"):
                 return await self._metrics(asked, request)
+            if asked.path == "/health" and self._limits.may_sleep and not self._replicas.all:
+                return web.json_response({"status": "ok", "replicas": 0})
             return await self._forward(asked, request)
         except ApiError as error:
             closing = {"Connection": "close"} if self.is_draining else {}
@@ -84,7 +88,8 @@ class Front:
             candidates = [replica for replica in self._replicas.usable if replica not in full]
             if refusal is not None and full and not candidates:
                 return refusal
-            replica = self._router.choose(candidates or await self._wait_for_some(asked), blocks)
+            candidates = candidates or await self._wait_for_some(asked)
+            replica = self._router.choose(cheapest_in_time(candidates, self._times, self._limits.target_ttft_s), blocks)
             try:
                 return await self._ask(replica, asked, request)
             except RefusedError as refused:
@@ -103,7 +108,7 @@ class Front:
         assert self._session is not None
         replica.num_running += 1
         try:
-            return await ask(self._session, replica.url, asked, request)
+            return await ask(self._session, replica.url, asked, request, lambda first_s: self._times.note(replica.standing.pool, first_s))
         finally:
             replica.num_running -= 1
 

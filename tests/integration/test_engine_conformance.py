@@ -228,7 +228,8 @@ def test_regex_is_kept_or_refused(running: Running, sampling: dict[str, Any]) ->
     grammar_is_kept(running, regex_grammar("(on|off) \\d{2,4}"), re.compile("(on|off) [0-9]{2,4}").fullmatch, **sampling)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 4}])
+# sampled both times: by a greedy choice the toy's random weights may write blanks, which JSON allows, for ever
+@pytest.mark.parametrize("sampling", [{"temperature": 1.5, "seed": 3}, {"temperature": 1.5, "seed": 4}])
 def test_json_schema_is_kept_or_refused(running: Running, sampling: dict[str, Any]) -> None:
     properties = {"colour": {"enum": ["red", "grün"]}, "on": {"type": "boolean"}}
     schema = {"type": "object", "properties": properties, "required": ["colour", "on"], "additionalProperties": False}

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import openvino_genai
 import pytest
 
 from infra.answers import Prompt, read_answers, write_prompts
@@ -181,3 +182,23 @@ def test_cache_holds_no_more_tokens_than_the_declared_limit_says(toy_quantized: 
     at_most = cache_tokens("openvino", 2 * 2 * 2 * 16, 1)
     assert at_most is not None
     assert at_most / 2 < holds <= at_most
+
+
+def test_cache_of_one_gb_is_divided_as_the_library_itself_does(toy_quantized: Path) -> None:
+    """Keys' scales are counted per channel and values' per token, which a head of 16 numbers tells apart from one of 64."""
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 1
+    usages = []
+    for pipeline in (
+        openvino_genai.ContinuousBatchingPipeline(str(toy_quantized), scheduler, "CPU", {}),
+        openvino_steps.load(str(toy_quantized), 4, 1.0, 2),
+        openvino_steps.load(str(toy_quantized), 4, 0.25, 2),
+    ):
+        batch = openvino_steps.Batch(pipeline)
+        batch.add(0, [5] * 250, Sampling(max_tokens=2))
+        batch.step()
+        usages.append(batch.figures[2])
+        batch.clear()
+    library, ours, quarter = usages
+    assert ours == pytest.approx(library, rel=0.01)
+    assert quarter == pytest.approx(4 * library, rel=0.01)

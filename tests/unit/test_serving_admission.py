@@ -173,6 +173,23 @@ def test_gate_request_that_leaves_as_it_is_called_in_keeps_no_place(order: str) 
     run(scene)
 
 
+def test_gate_longest_wait_is_that_of_the_first_in_the_queue() -> None:
+    async def scene() -> None:
+        clock, end = Clock(), asyncio.Event()
+        gate = Gate(1, 5, clock)
+        tasks = []
+        for _ in range(3):
+            tasks.append(asyncio.create_task(hold(gate, claim(), end)))
+            await settle()
+            clock.now_s += 2.0
+        assert gate.longest_wait_s == 4.0
+        end.set()
+        await asyncio.gather(*tasks)
+        assert gate.longest_wait_s == 0.0
+
+    run(scene)
+
+
 def test_gate_full_queue_refuses_the_key_that_fills_it_and_makes_room_for_others() -> None:
     async def scene() -> None:
         gate, end, order = Gate(1, 4), asyncio.Event(), list[str]()

@@ -43,11 +43,15 @@ def byte_codec() -> ChatCodec:
     return ChatCodec(tokenizer, compile_template(TEMPLATE), TEMPLATE, {})
 
 
-def make_api(engine: ScriptedEngine, **limits: Any) -> FastAPI:
+def make_service(engine: ScriptedEngine, **limits: Any) -> Service:
     model = ServedModel("toy", "fp_1", CONTEXT_TOKENS, vocabulary_tokens=256, stop_ids=(7,), created_s=1)
     config = ServeConfig(**limits)
     gate = Gate(config.max_running_requests, config.max_queued_requests)
-    return build_api(Service(model, engine, byte_codec(), config, make_metrics("toy", engine, gate, "r1"), gate))
+    return Service(model, engine, byte_codec(), config, make_metrics("toy", engine, gate, "r1"), gate)
+
+
+def make_api(engine: ScriptedEngine, **limits: Any) -> FastAPI:
+    return build_api(make_service(engine, **limits))
 
 
 def scripted(text: str, **options: Any) -> ScriptedEngine:
@@ -445,3 +449,12 @@ def test_models_lists_the_one_model_and_knows_no_other() -> None:
     assert [model["id"] for model in request(api, "GET", "/v1/models").json()["data"]] == ["toy"]
     assert request(api, "GET", "/v1/models/toy").json()["max_model_len"] == CONTEXT_TOKENS
     assert request(api, "GET", "/v1/models/other").json()["error"]["code"] == "model_not_found"
+
+
+def test_answers_are_among_the_figures_that_the_autoscaling_policy_gets() -> None:
+    service = make_service(scripted("hello"))
+    for _ in range(3):
+        assert request(build_api(service), "POST", COMPLETION, json={"model": "toy", "prompt": "hi"}).status_code == 200
+    first_token_s, num_recent = service.metrics.recent_first_tokens.figures()
+    assert num_recent == 3
+    assert 0 < first_token_s < 10

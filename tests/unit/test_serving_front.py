@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from infra.network import free_port
 from serving.announcement import Announcement, Announcer, FrontAddress
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
@@ -24,11 +24,6 @@ from tests.unit.test_serving_api import CHAT, COMPLETION, USER, make_api, script
 HOST = "127.0.0.1"
 BODY = {"model": "toy", "prompt": "hi"}
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Stand:

@@ -1,4 +1,4 @@
-"""Which Python and which devices run an engine, and what is said where none can."""
+"""Which Python runs an engine, and what is said where none can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from infra.errors import ConfigError
-from serving.app import require_gpus
 from serving.config import ServeConfig
 from serving.engines.interpreter import PACKAGES, engine_python
 
@@ -55,10 +54,3 @@ def test_named_python_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monke
     named = script(tmp_path / "python", "true")
     monkeypatch.chdir(tmp_path)
     assert engine_python(ServeConfig(engine="vllm", engine_python=Path("python"))) == named
-
-
-def test_more_gpus_than_there_are_is_refused_with_both_numbers() -> None:
-    config = ServeConfig(engine="vllm", num_replicas=3, gpus_per_replica=1)
-    require_gpus(config, num_found=3)
-    with pytest.raises(ConfigError, match=r"need 3; Ray found 2 .*serve\.gpus_per_replica"):
-        require_gpus(config, num_found=2)

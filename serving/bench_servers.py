@@ -1,0 +1,137 @@
+"""The servers that the benchmark asks: ours, and those of peers that are installed somewhere. Each lives for the length of a block."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from infra.errors import ConfigError, TransientError
+from infra.files import read_json, write_json_atomic
+from infra.network import free_port
+from infra.settings import child_environment
+from serving.app import READY_NAME
+from serving.config import ServeConfig, ServeJob
+
+MODEL_NAME = "bench"
+PEER_START_S = 400.0  # vLLM compiles for minutes where it has not been on this machine before
+POLL_S = 0.05
+ENGINE_WORDS = ("serving.engines.",)
+LLAMA_CPP_SCRIPT = Path(__file__).parent / "peers" / "llama_cpp.py"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that answers."""
+
+    url: str
+    model_name: str
+    process: psutil.Process
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        """Its processes now."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    @property
+    def cpu_s(self) -> tuple[float, float]:
+        """Processor time so far of its engine, and of all else in it."""
+        engine = other = 0.0
+        for process in self.family:
+            try:
+                times = process.cpu_times()
+                is_engine = any(word in " ".join(process.cmdline()) for word in ENGINE_WORDS)
+            except psutil.NoSuchProcess:
+                continue
+            used_s = times.user + times.system
+            engine, other = (engine + used_s, other) if is_engine else (engine, other + used_s)
+        return engine, other
+
+    @property
+    def rss_bytes(self) -> int:
+        """Memory of all its processes, what they share counted in each."""
+        sizes = []
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sizes.append(process.memory_info().rss)
+        return sum(sizes)
+
+    @property
+    def replica_rss_bytes(self) -> int:
+        """Memory of one replica: its own process and its engine's."""
+        words = ("ServeReplica", *ENGINE_WORDS)
+        found = [each for each in self.family if any(word in " ".join(each.cmdline()) for word in words)]
+        return sum(process.memory_info().rss for process in found)
+
+
+@contextmanager
+def our_server(model_dir: Path, limits: ServeConfig) -> Iterator[tuple[Server, float]]:
+    """A real server of ours, and how long it took to start in seconds. Raises TransientError when it does not start."""
+    with tempfile.TemporaryDirectory(prefix="slipway-bench-") as folder:
+        job = ServeJob(output_dir=Path(folder) / "server", model_dir=model_dir.absolute(), model_name=MODEL_NAME, serve=limits)
+        config = Path(folder) / "serve.json"
+        write_json_atomic(config, job.model_dump(mode="json"))
+        with _program([sys.executable, "-m", "serving.app", "--config", str(config)]) as process:
+            ready_file = job.output_dir / READY_NAME
+            while not ready_file.is_file():
+                _require_alive(process, "the server")
+                time.sleep(POLL_S)
+            ready = read_json(ready_file)
+            yield Server(ready["url"], MODEL_NAME, psutil.Process(process.pid)), ready["started_s"]
+
+
+@contextmanager
+def peer_server(name: str, python: Path, model: Path, num_streams: int, num_threads: int) -> Iterator[Server]:
+    """A peer's server on `model`: a GGUF file for llama.cpp, a model folder for vLLM. Raises ConfigError and TransientError."""
+    if not python.exists():
+        raise ConfigError(f"--peer {name}={python}: no such file. A Python that has {name} installed is needed.")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with _program(_peer_command(name, python, model, port, num_streams, num_threads)) as process:
+        deadline_s = time.monotonic() + PEER_START_S
+        while not _answers(f"{url}/health"):
+            _require_alive(process, name)
+            if time.monotonic() > deadline_s:
+                raise TransientError(f"{name} did not start within {PEER_START_S:g} s. Try again on a quieter machine.")
+            time.sleep(POLL_S)
+        yield Server(url, MODEL_NAME, psutil.Process(process.pid))
+
+
+def _peer_command(name: str, python: Path, model: Path, port: int, num_streams: int, num_threads: int) -> list[str]:
+    if name == "llama.cpp":
+        return [str(python), str(LLAMA_CPP_SCRIPT), *(str(each) for each in (model, port, num_streams, num_threads))]
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME]
+    return [*command, "--port", str(port), "--host", "127.0.0.1", "--max-num-seqs", str(num_streams), "--dtype", "bfloat16"]
+
+
+@contextmanager
+def _program(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=child_environment(), stdout=sys.stderr)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _require_alive(process: subprocess.Popen[bytes], name: str) -> None:
+    if process.poll() is not None:
+        raise TransientError(f"{name} ended with exit code {process.returncode} before it was ready; its text is above.")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
