@@ -68,11 +68,12 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
 
 
 def _check_engine(spec: Spec) -> None:
-    """What a run proves, registers and serves is the quantized model."""
-    engine = ENGINE_OF_FORMAT[spec.quantize.format]
-    if spec.serve.engine != engine:
+    """What a run proves, registers and serves is the quantized model; a pool may be given another folder."""
+    serve, engine = spec.serve, ENGINE_OF_FORMAT[spec.quantize.format]
+    asked = [pool.engine or serve.engine for pool in serve.pools if pool.model_dir is None] if serve.pools else [serve.engine]
+    if wrong := sorted(set(asked) - {engine}):
         raise ConfigError(
-            f"serve.engine is {spec.serve.engine!r}, which does not read {spec.quantize.format}, and that is what this run will serve. "
+            f"serve.engine is {wrong[0]!r}, which does not read {spec.quantize.format}, and that is what this run will serve. "
             f"Set it to {engine!r}, or run with --no-serve and serve the merged model's folder with `python -m serving.app`."
         )
 

@@ -60,8 +60,8 @@ class PoolConfig(Config):
     accelerator: Literal["cpu", "gpu"] = "cpu"
     """Where its engine computes: with `gpu` each replica gets one."""
     engine: EngineName | None = None
-    weights: EngineWeights | None = None
     engine_python: Path | None = None
+    weights: EngineWeights | None = None
     model_dir: Path | None = None
     """Folder of the model in the form that the pool's engine reads; absent means the one that the server was given."""
     num_replicas: int = Field(1, ge=1, le=1000)
@@ -137,8 +137,14 @@ class ServeConfig(Config):
         """The settings of one pool's replicas."""
         own = ("engine", "weights", "num_replicas", "cpus_per_replica", "max_running_requests")
         given = {name: getattr(pool, name) for name in own}
-        own_only = {"autoscale": pool.autoscale, "engine_python": pool.engine_python, "gpus_per_replica": int(pool.accelerator == "gpu")}
-        return self.model_copy(update={**{name: value for name, value in given.items() if value is not None}, **own_only, "pools": ()})
+        is_same_engine = pool.engine in (None, self.engine)  # another engine's Python is of no use
+        own_only = {
+            "autoscale": pool.autoscale,
+            "engine_python": pool.engine_python or (self.engine_python if is_same_engine else None),
+            "gpus_per_replica": int(pool.accelerator == "gpu"),
+            "pools": (),
+        }
+        return self.model_copy(update={**{name: value for name, value in given.items() if value is not None}, **own_only})
 
     @property
     def first_replicas(self) -> int:

@@ -155,6 +155,7 @@ def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> B
         max_num_seqs=max_running_requests,
         max_num_batched_tokens=max_running_requests if max_running_requests > LEAST_STEP_TOKENS else None,
         kv_cache_memory_bytes=cache_bytes,
+        gpu_memory_utilization=0.01,  # with the cache's size given it is but the least that must be free, by default nearly all of the GPU
         enable_prefix_caching=True,  # a shared system prompt is computed once
         max_logprobs=MAX_TOP_LOGPROBS,
         logprobs_mode="raw_logprobs",  # the model's own

@@ -172,9 +172,10 @@ SAMPLED = {"temperature": 2.0, "seed": 3}
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED, {**SAMPLED, "top_k": 1}, {**SAMPLED, "min_p": 0.5}, {"repetition_penalty": 5.0}])
 def test_logprobs_are_those_of_the_forward_pass(running: Running, sampling: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    """However tokens are chosen, within 0.15 of a 32-bit pass: the weights of the toys are 16-bit, OpenVINO's 8-bit; measured 0.11 at most.
+    """However tokens are chosen, within 0.15 of a 32-bit pass, of unlikely ones 0.4: the weights of the toys are 16-bit, OpenVINO's 8-bit.
 
-    A greedy token is the likeliest of that pass, or one that this much could put in its place.
+    Measured 0.06 and 0.2 at most; the temperature of 2 would move most by 0.5 to 1.3, a filter by more. A greedy token is the likeliest of
+    that pass, or one that such an error could put in its place.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -186,7 +187,7 @@ def test_logprobs_are_those_of_the_forward_pass(running: Running, sampling: dict
     assert len(told) == len(ids) == 12
     for place, (token, one) in enumerate(zip(ids, told, strict=True)):
         of_all = expected[len(PROMPT) - 1 + place]
-        assert one.logprob == pytest.approx(float(of_all[token]), abs=0.15)
+        assert one.logprob == pytest.approx(float(of_all[token]), abs=0.4 if sampling else 0.15)
         assert one.top == ()
         if not sampling:
             assert float(of_all.max() - of_all[token]) < 0.15

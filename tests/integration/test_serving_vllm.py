@@ -13,10 +13,12 @@ import openai
 import psutil
 import pytest
 
+from infra.errors import ArtifactError
 from serving.config import ServeConfig
 from serving.engines.base import RequestRefusedError, Sampling
 from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
+from serving.engines.registry import make_engine
 from serving.engines.vllm import CAPABILITIES, VARIABLES
 
 pytestmark = pytest.mark.vllm
@@ -48,6 +50,13 @@ def test_request_larger_than_the_cache_is_refused_and_the_others_are_answered(wi
     assert [type(error) for error in refused] == [RequestRefusedError] * 2
     assert all("raise serve.cache_gb" in str(error) for error in refused)
     assert (short, exact) == (20, 28)
+
+
+def test_model_that_vllm_cannot_compute_is_refused_before_it_is_asked(toy_base: Path) -> None:
+    """Heads of 16 numbers load on a CPU, and the first token is what cannot be computed."""
+    engine = make_engine(toy_base, ServeConfig(engine="vllm"))
+    with pytest.raises(ArtifactError, match=r"vllm cannot load it: .*head_dim=16"):
+        asyncio.run(engine.start())
 
 
 def test_server_with_vllm_answers_and_leaves_no_process(wide_base: Path, start_toy_server: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ import yaml
 from infra.config import apply_overrides, load_yaml, parse
 from infra.errors import ConfigError
 from pipelines.spec import Spec, load_spec
+from serving.config import ServeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIMAL = {"name": "toy", "base_model": "file:/base", "dataset": {"type": "files", "train": "rows.jsonl"}}
@@ -96,10 +97,14 @@ def test_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_pools_of_one_name_are_refused_and_each_keeps_what_the_server_says() -> None:
-    from serving.config import ServeConfig
-
     with pytest.raises(ConfigError, match="several pools are named cpu"):
         parse(ServeConfig, {"pools": [{"name": "cpu"}, {"name": "cpu"}]}, "serve")
     config = parse(ServeConfig, {"max_running_requests": 7, "pools": [{"name": "cpu"}, {"name": "ref", "engine": "torch"}]}, "serve")
     settings = [config.of_pool(pool) for pool in config.pools]
     assert [(each.engine, each.max_running_requests, each.pools) for each in settings] == [("openvino", 7, ()), ("torch", 7, ())]
+
+
+def test_pool_of_another_engine_does_not_run_under_the_python_of_the_servers() -> None:
+    pools = [{"name": "same"}, {"name": "other", "engine": "torch"}, {"name": "own", "engine": "torch", "engine_python": "b"}]
+    config = parse(ServeConfig, {"engine": "vllm", "engine_python": "a", "pools": pools}, "serve")
+    assert [config.of_pool(pool).engine_python for pool in config.pools] == [Path("a"), None, Path("b")]

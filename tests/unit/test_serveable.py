@@ -118,6 +118,10 @@ def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: P
     with pytest.raises(ConfigError, match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Set it to 'openvino'"):
         preflight.check(spec, [], settings, will_serve=True)
     preflight.check(spec, [], settings, will_serve=False)
+    with_folder = {"name": "gpu", "engine": "vllm", "model_dir": "merged"}
+    for pools in ([{"name": "cpu"}, with_folder], [with_folder]):
+        serve = {"pools": pools, "port": free_port}
+        preflight.check(load_spec(spec_of(tmp_path / str(len(pools)), LLAMA, serve=serve), []), [], settings, will_serve=True)
 
 
 @pytest.mark.parametrize("command", [("run", "--dry-run"), ("run",), ("train", "--dry-run"), ("train",), ("data", "check")])

@@ -1,4 +1,4 @@
-"""Which Python and which devices run an engine, and what is said where none can."""
+"""Which Python runs an engine, and what is said where none can."""
 
 from __future__ import annotations
 
