@@ -1,7 +1,10 @@
 """What Prometheus can read of a model's replicas; the names are a public interface.
 
 - What vLLM measures too has vLLM's name, so that the dashboards people have go on working; the rest begins with `slipway_`.
-- Every sample names its replica, and every replica answers for all of them: a scrape reaches whichever the proxy picks.
+- Every sample names its replica; the front answers a scrape for all of them, with its own figures (`front/figures.py`).
+- vLLM's `prefix_cache_queries` and `prefix_cache_hits` are left out: OpenVINO's pipeline keeps such a cache and does not tell. For a prompt
+  that it held whole and for a new one, its metrics, the request's own and the number of steps are the same; only times differ. To count for
+  it would be to guess what its block manager has thrown out.
 """
 
 from __future__ import annotations
