@@ -154,8 +154,12 @@ def test_server_health_answers_only_with_a_running_engine(toy_server: Any) -> No
 def test_server_request_id_is_returned_and_logged(toy_server: Any) -> None:
     response = httpx.get(f"{toy_server.url}/v1/models", headers={"X-Request-Id": "mine-8"})
     assert response.headers.get_list("x-request-id") == ["mine-8"]
-    lines = [json.loads(line) for path in toy_server.output_dir.glob("requests-*.jsonl") for line in path.read_text().splitlines()]
-    assert [line["path"] for line in lines if line["request_id"] == "mine-8"] == ["/v1/models"]
+
+    def logged() -> list[str]:
+        lines = [json.loads(line) for path in toy_server.output_dir.glob("requests-*.jsonl") for line in path.read_text().splitlines()]
+        return [line["path"] for line in lines if line["request_id"] == "mine-8"]
+
+    wait_until(lambda: logged() == ["/v1/models"])  # the line is written when the answer has left
 
 
 def test_app_sigterm_drains_and_leaves_no_process(start_toy_server: Callable[..., Any]) -> None:
