@@ -6,6 +6,8 @@ SPEC ?= pipelines/specs/smart_home.yaml
 INSTALLED := $(VENV)/.installed
 # The training stack alone, with a newer transformers than the exporters of `laptop` allow.
 NEWEST := .venv-newest
+# The engine vLLM, whose needs contradict the exporters' and the newest transformers' alike.
+VLLM := .venv-vllm
 # A venv with locked packages, $(call make-venv,FOLDER,LOCK). Only pip's errors are shown: it warns about every index entry that it passes over.
 define make-venv
 	@echo "installing the locked packages into $(1) (some minutes, once)"
@@ -17,7 +19,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-newest test-slow check fmt lock bench fuzz clean
+.PHONY: help install install-vllm demo test test-newest test-vllm test-slow check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,20 +29,28 @@ install: $(INSTALLED) ## make .venv with exactly the locked packages
 $(INSTALLED): infra/locks/torch.txt infra/locks/laptop.txt pyproject.toml
 	$(call make-venv,$(VENV),laptop)
 
+install-vllm: $(VLLM)/.installed ## make .venv-vllm, under which `serve.engine: vllm` runs
+
 $(NEWEST)/.installed: infra/locks/torch.txt infra/locks/train-newest.txt pyproject.toml
 	$(call make-venv,$(NEWEST),train-newest)
+
+$(VLLM)/.installed: infra/locks/torch.txt infra/locks/vllm.txt pyproject.toml
+	$(call make-venv,$(VLLM),vllm)
 
 demo: install ## the main job from nothing: dataset and model in, served model out (KEEP=1 goes on serving)
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
 
 test: install ## the tests, from nothing
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
 
 test-slow: install ## all tests that need no GPU, the long ones too
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu and not vllm"
 
 test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
 	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py
+
+test-vllm: install $(VLLM)/.installed ## what every engine must do, asked of vLLM in a venv of its own
+	@$(BIN)/python -m pytest -m vllm
 
 check: install ## format, lint, types, import boundaries, docstrings
 	@$(BIN)/ruff format --check -q .
@@ -54,7 +64,7 @@ fmt: install ## write the format that check wants
 	@$(BIN)/ruff format -q .
 
 lock: ## write each lock in infra/locks from its .in file (needs uv)
-	for name in laptop train-newest; do \
+	for name in laptop train-newest vllm; do \
 	  uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-header --no-annotate infra/locks/$$name.in -o infra/locks/$$name.txt; \
 	done
 

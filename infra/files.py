@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra.errors import ArtifactError, ConfigError
 
 CHUNK_BYTES = 1 << 20
+PARTIAL_SUFFIX = ".partial"
 
 
 def sha256_file(path: Path) -> str:
@@ -29,18 +32,24 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Writes `text` so that a reader sees the old file or the new one, never half; parents are made."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path` to write to: it becomes `path` when the block ends well, and is gone otherwise; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+        yield partial
+        with partial.open("r+b") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Writes `text` so that a reader sees the old file or the new one, never half; parents are made."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

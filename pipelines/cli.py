@@ -20,6 +20,7 @@ keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`)."
 app.add_typer(keys_app, name="keys")
 
 SpecPath = Annotated[Path, typer.Argument(help="The spec file (YAML).")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A spec file, NAME@ALIAS of a registered model, or a model's folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one key of the spec; may be repeated.")]
 KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; api_keys.json in SLIPWAY_HOME where absent.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
@@ -57,15 +58,34 @@ def train(
 
 
 @app.command()
-def serve(
-    target: Annotated[str, typer.Argument(help="A spec file, or NAME@ALIAS of a registered model.")],
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-) -> None:
-    """Serve a registered model until Ctrl-C."""
+def serve(model: Model, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Serve a model until Ctrl-C: a spec file's, NAME@ALIAS of the registry, or a model's folder."""
     from pipelines import commands
 
-    commands.serve(target, overrides or [], quiet=quiet)
+    commands.serve(model, overrides or [], quiet=quiet)
+
+
+@app.command()
+def batch(
+    model: Model,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests: a file .jsonl or .parquet, or a folder of them.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the answers; one that a stopped run left is completed.")],
+    overrides: Overrides = None,
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="jsonl|parquet", help="As --set batch.format; absent: the input's.")
+    ] = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer files of requests, without a server.
+
+    MODEL is a spec file, NAME@ALIAS or a model's folder. INPUT is JSONL or Parquet, a file or a folder: bodies of chats or completions, or
+    OpenAI's batch format. OUTPUT is a folder; the same command completes what a stopped run left in it.
+    """
+    from pipelines import commands
+
+    formats = [f"batch.format={format}"] if format else []
+    commands.batch(model, source, output, [*(overrides or []), *formats], as_json=json, quiet=quiet)
 
 
 @app.command()
@@ -155,8 +175,8 @@ def doctor(json: AsJson = False) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve or autoscale")]) -> None:
-    """Measure a stack; further options go to `python -m training.bench`, `serving.bench`, `serving.autoscaling.bench`; see --help there."""
+def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale or soak")]) -> None:
+    """Measure a stack; further options go to `python -m training.bench`, `serving.bench` and so on; see --help there."""
     from pipelines import commands
 
     commands.bench(stack, context.args)

@@ -13,20 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from infra import registry, tracking
-from infra.config import apply_overrides, parse
 from infra.errors import ConfigError, SlipwayError
 from infra.files import read_json
 from infra.network import require_free_port
 from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
-from pipelines import checkup, graph, pipeline, preflight, runner, serveable, training
+from pipelines import batches, checkup, graph, pipeline, preflight, runner, serveable, training
 from pipelines import serve as serving_client
 from pipelines.display import Display, estimate_table, plan_table
 from pipelines.plan import build_steps
 from pipelines.report import RECEIPT_NAME
 from pipelines.spec import load_spec
-from serving.config import ServeConfig
+from pipelines.target import find_target
 
 PREVIEW_NAME = "preview.json"
 
@@ -59,20 +58,27 @@ def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet:
         console.print(f"\nheld-out loss {result['training']['final_heldout_loss']}\n{result['path']}", soft_wrap=True)
 
 
-def serve(target: str, overrides: list[str], quiet: bool) -> None:
-    """`slipway serve SPEC | NAME@ALIAS`."""
-    settings = load_settings()
-    if Path(target).suffix in (".yaml", ".yml", ".json"):
-        spec = load_spec(Path(target), overrides)
-        name, alias, config = spec.name, registry.CHAMPION, spec.serve
-    else:
-        name, _, alias = target.partition("@")
-        config = _serve_config(overrides)
-    version = registry.resolve(tracking.client(settings.tracking_uri), name, alias or registry.CHAMPION)
-    display = Display(quiet)
-    with serving_client.serving(settings, version.folder, name, config) as served:
-        display.note(f"{name} version {version.version} ({', '.join('@' + item for item in version.aliases)})")
+def serve(name: str, overrides: list[str], quiet: bool) -> None:
+    """`slipway serve SPEC | NAME@ALIAS | FOLDER`."""
+    settings, display = load_settings(), Display(quiet)
+    target = find_target(name, overrides, settings)
+    with serving_client.serving(settings, target.model_dir, target.name, target.serve) as served:
+        display.note(target.label)
         pipeline.wait(served, display)
+
+
+def batch(name: str, source: Path, output_dir: Path, overrides: list[str], as_json: bool, quiet: bool) -> None:
+    """`slipway batch MODEL INPUT OUTPUT`."""
+    settings, display = load_settings(), Display(quiet)
+    target = find_target(name, overrides, settings)
+    display.note(target.label)
+    with disk_full_as_known_error():
+        result = batches.answer(target, source, output_dir, settings, display)
+    if as_json:
+        print(json.dumps(result))
+        return
+    tokens = f"{result['prompt_tokens']} prompt and {result['completion_tokens']} new tokens"
+    Console().print(f"{result['rows']} rows, {result['errors']} of them errors, {tokens}\n{output_dir.absolute()}", soft_wrap=True)
 
 
 def chat(message: str | None, url: str, system: str | None, max_tokens: int) -> None:
@@ -155,18 +161,14 @@ def doctor(as_json: bool) -> None:
 
 
 def bench(stack: str, arguments: list[str]) -> None:
-    """`slipway bench train|serve|autoscale`: the stack's own benchmark, as a program."""
-    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench"}
+    """`slipway bench train|serve|autoscale|soak`: the stack's own benchmark, as a program."""
+    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench", "soak": "serving.soak"}
     if stack not in modules:
         raise ConfigError(f"bench {stack!r}: there are `slipway bench {'`, `slipway bench '.join(modules)}`.")
     module = modules[stack]
     code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(), check=False).returncode
     if code:
         raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")
-
-
-def _serve_config(overrides: list[str]) -> ServeConfig:
-    return parse(ServeConfig, apply_overrides({}, overrides).get("serve", {}), "--set")
 
 
 def _show_plan(planned: list[runner.Planned], as_json: bool) -> None:

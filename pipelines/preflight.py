@@ -14,6 +14,7 @@ from infra.settings import Settings
 from pipelines import serveable
 from pipelines.runner import Planned
 from pipelines.spec import Spec
+from serving.limits import ENGINE_OF_FORMAT
 
 MODULES_BY_STEP = {
     "base": ("torch", "transformers", "gguf", "safetensors"),
@@ -35,7 +36,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     problems = []
     checks = [partial(serveable.check_source, spec), partial(_check_modules, planned), partial(_check_disk, spec, planned, settings)]
     if will_serve:
-        checks += [partial(_check_port, spec), partial(_check_key, spec, settings)]
+        checks += [partial(_check_engine, spec), partial(_check_port, spec), partial(_check_key, spec, settings)]
     for inspect in checks:
         try:
             inspect()
@@ -64,6 +65,16 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
     else:
         weights_bytes = sum(path.stat().st_size for path in found.glob("*.safetensors"))
     require_free_space(settings.home, weights_bytes * WEIGHT_COPIES + BASE_NEED_BYTES, "this run's models")
+
+
+def _check_engine(spec: Spec) -> None:
+    """What a run proves, registers and serves is the quantized model."""
+    engine = ENGINE_OF_FORMAT[spec.quantize.format]
+    if spec.serve.engine != engine:
+        raise ConfigError(
+            f"serve.engine is {spec.serve.engine!r}, which does not read {spec.quantize.format}, and that is what this run will serve. "
+            f"Set it to {engine!r}, or run with --no-serve and serve the merged model's folder with `python -m serving.app`."
+        )
 
 
 def _check_port(spec: Spec) -> None:

@@ -71,7 +71,7 @@ def _served_tokens(spec: Spec, config: Mapping[str, Any], engine: str) -> list[t
         found.append(("the model's context holds", context, "Lower data.max_tokens"))
     cached = cache_tokens(engine, _cached_values_per_token(config), spec.serve.cache_gb)
     if cached is not None:
-        found.append((f"serve.cache_gb {spec.serve.cache_gb} holds at most", cached, "Raise serve.cache_gb, lower data.max_tokens"))
+        found.append((f"serve.cache_gb {spec.serve.cache_gb:g} holds at most", cached, "Raise serve.cache_gb, lower data.max_tokens"))
     return found
 
 

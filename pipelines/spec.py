@@ -11,7 +11,7 @@ from infra.config import Config, apply_overrides, load_yaml, parse
 from infra.evaluation.scorers import SCORERS
 from infra.files import sha256_json
 from pipelines.datasets.options import SmartHomeOptions
-from serving.config import QuantizeConfig, ServeConfig
+from serving.config import BatchConfig, QuantizeConfig, ServeConfig
 from training.config import DataConfig, DataSources, TrainConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -89,6 +89,7 @@ class Spec(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()
     serve: ServeConfig = ServeConfig()
+    batch: BatchConfig = BatchConfig()
     experiment: str = "slipway"
     """MLflow experiment."""
     usd_per_hour: float | None = Field(None, ge=0)

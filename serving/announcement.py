@@ -43,6 +43,9 @@ class Announcement(Config):
     port: int = Field(ge=1, le=65535)
     num_places: int = Field(ge=1)
     """Requests it answers together; more would wait there."""
+    pool: str = ""
+    """The pool that it belongs to."""
+    usd_per_hour: float = Field(0.0, ge=0)
     is_draining: bool = False
     """Whether it ends once its running requests are done, and takes no new ones."""
 

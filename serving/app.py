@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
-from serving.config import APPLICATION_NAME, DEPLOYMENT_NAME, ServeConfig, ServeJob
+from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
+from serving.cores import num_needed, with_cores
+from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
@@ -42,13 +45,16 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError and ConfigError (a port in use, too few cores, no file of API keys) before Ray starts, TransientError when
-    start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys) before Ray starts,
+    TransientError when start-up takes too long.
     """
     started_s = time.time()
-    verify(job.model_dir, MODEL_KINDS[job.serve.engine])
+    for each in job.per_pool:
+        verify(each.model_dir, MODEL_KINDS[each.serve.engine])
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_keys(_with_cores(job))
+    job = _with_keys(job)
+    configs = with_cores([each.serve for each in job.per_pool])
+    jobs = [_with_python(each.model_copy(update={"serve": config})) for each, config in zip(job.per_pool, configs, strict=True)]
     ready_file = job.output_dir / READY_NAME
     ready_file.unlink(missing_ok=True)
     adopt_orphans()
@@ -56,8 +62,8 @@ def run(job: ServeJob) -> None:
     front = FrontServer(job.serve, REPLICA_HOST, waker, job.model_name)
     is_ready = False
     try:
-        _start(job, front)
-        waker.start(DEPLOYMENT_NAME, APPLICATION_NAME)
+        _start(jobs, front)
+        waker.start(DEPLOYMENT_NAME, cheapest(jobs).application_name)
         _write_ready(ready_file, job, started_s)
         is_ready = True
         _wait_for_ever()
@@ -69,17 +75,9 @@ def run(job: ServeJob) -> None:
         _stop(front, job.serve.drain_timeout_s if is_ready else 0.0)
 
 
-def _with_cores(job: ServeJob) -> ServeJob:
-    """The job with the cores of one replica settled. Raises ConfigError when this machine has too few."""
-    num_cores = os.cpu_count() or 1
-    num_replicas = job.serve.most_replicas
-    wanted = job.serve.cpus_per_replica or max(1, num_cores // num_replicas)
-    if wanted * num_replicas > num_cores:
-        raise ConfigError(
-            f"{num_replicas} replicas with {wanted} cores each need {wanted * num_replicas} cores; this machine has {num_cores}. "
-            "Lower serve.num_replicas (with serve.autoscale its max_replicas) or serve.cpus_per_replica."
-        )
-    return job.model_copy(update={"serve": job.serve.model_copy(update={"cpus_per_replica": wanted})})
+def cheapest(jobs: Sequence[ServeJob]) -> ServeJob:
+    """The pool that is woken first."""
+    return min(jobs, key=lambda job: job.pool.usd_per_hour if job.pool else 0.0)
 
 
 def _with_keys(job: ServeJob) -> ServeJob:
@@ -91,43 +89,59 @@ def _with_keys(job: ServeJob) -> ServeJob:
     return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
 
 
-def _start(job: ServeJob, front: FrontServer) -> None:
-    """Starts the front, Ray and the application, and waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
+def _with_python(job: ServeJob) -> ServeJob:
+    """The job with the engine's Python settled, by absolute path. Raises ConfigError where none has the engine."""
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"engine_python": engine_python(job.serve)})})
+
+
+def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
+    """Starts front, Ray and an application a pool; waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
     address = front.start()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     os.environ.update(RAY_ENVIRONMENT)
     import ray
 
-    deadline_s = time.monotonic() + job.serve.start_timeout_s
+    deadline_s = time.monotonic() + jobs[0].serve.start_timeout_s
     ray.init(
         address="local",
-        num_cpus=(job.serve.cpus_per_replica or 1) * job.serve.most_replicas,
+        num_cpus=num_needed([job.serve for job in jobs]),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
+    require_gpus(jobs, num_found=int(ray.cluster_resources().get("GPU", 0)))
     from ray import serve
 
     from serving.deployment import build_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")
-    target = serve.RunTarget(build_app(job, address), name=APPLICATION_NAME, route_prefix=None)
-    serve.run_many([target], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
-    _wait_for_replica(job, front, deadline_s)
+    targets = [serve.RunTarget(build_app(job, address), name=job.application_name, route_prefix=None) for job in jobs]
+    serve.run_many(targets, wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+    _wait_for_replica(front, deadline_s)
 
 
-def _wait_for_replica(job: ServeJob, front: FrontServer, deadline_s: float) -> None:
+def require_gpus(jobs: Sequence[ServeJob], num_found: int) -> None:
+    """Raises ConfigError where the replicas want more GPUs than Ray found here."""
+    wanted = sum(job.serve.gpus_per_replica * job.serve.most_replicas for job in jobs)
+    if wanted > num_found:
+        raise ConfigError(
+            f"the replicas need {wanted} GPUs; Ray found {num_found} on this machine. Lower serve.num_replicas (with serve.autoscale its "
+            "max_replicas) or serve.gpus_per_replica."
+        )
+
+
+def _wait_for_replica(front: FrontServer, deadline_s: float) -> None:
     """Returns once a replica is ready. Raises ArtifactError when the model cannot start, TransientError past `deadline_s`."""
     while not front.replicas.has_some.wait(LOOK_S):
         if time.monotonic() > deadline_s:
             raise TransientError("the model is not ready in time. Raise serve.start_timeout_s, or free some cores.")
-        _require_no_failure(job.model_dir)
+        _require_no_failure()
 
 
-def _require_no_failure(model_dir: Path) -> None:
+def _require_no_failure() -> None:
     """Raises ArtifactError when Ray Serve has given the application up."""
     from ray import serve
     from ray.serve.schema import ApplicationStatus
@@ -135,7 +149,7 @@ def _require_no_failure(model_dir: Path) -> None:
     for application in serve.status().applications.values():
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             reasons = "; ".join(deployment.message for deployment in application.deployments.values())
-            raise ArtifactError(f"{model_dir}: the model did not start: {reasons or application.message}")
+            raise ArtifactError(f"the model did not start: {reasons or application.message}")
 
 
 def url(config: ServeConfig) -> str:

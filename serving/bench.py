@@ -39,30 +39,35 @@ WARM_UP = (4, 16)
 async def bench(given: argparse.Namespace) -> dict[str, Any]:
     """The figures, in seconds and tokens/s. Raises ArtifactError, ConfigError and TransientError as the servers do."""
     verify(given.model, ("quantized",))
+    models = {name: _peer_model(name, python, given) for name, python in given.peer}
     limits = ServeConfig(port=free_port())
     num_threads = os.cpu_count() or 1
     with ExitStack() as servers:
         ours, started_s = servers.enter_context(our_server(given.model, limits))
         peers = {
-            name: servers.enter_context(peer_server(name, python, _peer_model(name, given), max(given.streams), num_threads))
+            name: servers.enter_context(peer_server(name, python, models[name], max(given.streams), num_threads))
             for name, python in given.peer
         }
         codec = load_codec(given.model)
         batch = Batch(load(str(given.model), limits.max_running_requests, limits.cache_gb, num_threads))
         await _turn(batch, codec, ours, peers, *WARM_UP)
         turns = {n: [await _turn(batch, codec, ours, peers, n, given.new_tokens) for _ in range(given.rounds)] for n in given.streams}
-        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await _load(ours, NUM_ONE_TOKEN, 1)}
-        rss_bytes = ours.replica_rss_bytes
+        one_token = {"engine_one_token_p50_s": _engine_one_token(batch, codec), **await ask_load_generator(ours, NUM_ONE_TOKEN, 1)}
+        rss_bytes, cold_start_s = ours.replica_rss_bytes, ours.replica_start_s
     return {
         "streams": {str(n): _summary(results) for n, results in turns.items()},
         "peers": {name: {str(n): _peer_ratio(results, name) for n, results in turns.items()} for name in peers},
         **one_token,
-        "cold_start_s": started_s,
+        "cold_start_s": cold_start_s,
+        "server_started_s": started_s,
         "replica_rss_bytes": rss_bytes,
     }
 
 
-def _peer_model(name: str, given: argparse.Namespace) -> Path:
+def _peer_model(name: str, python: Path, given: argparse.Namespace) -> Path:
+    """What the peer serves. Raises ConfigError where that, or the peer, is not there."""
+    if not python.exists():
+        raise ConfigError(f"--peer {name}={python}: no such file. A Python that has {name} installed is needed.")
     model: Path | None = given.peer_gguf if name == "llama.cpp" else given.peer_model
     if model is None or not model.exists():
         option = "--peer-gguf FILE" if name == "llama.cpp" else "--peer-model FOLDER"
@@ -77,11 +82,11 @@ async def _turn(
     nonce = uuid.uuid4().hex
     figures = {"engine": _engine(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)}
     engine_before_s, other_before_s = ours.cpu_s
-    figures["ours"] = await _load(ours, num_streams, num_tokens)
+    figures["ours"] = await ask_load_generator(ours, num_streams, num_tokens)
     engine_after_s, other_after_s = ours.cpu_s
     figures["ours"]["cpu_outside_engine_share"] = (other_after_s - other_before_s) / max(engine_after_s - engine_before_s, 1e-3)
     for name, peer in peers.items():
-        figures[name] = await _load(peer, num_streams, num_tokens)
+        figures[name] = await ask_load_generator(peer, num_streams, num_tokens)
     shown = ", ".join(f"{name} {each['tokens_per_s']:.1f}" for name, each in figures.items())
     print(f"{num_streams:3d} streams, tokens/s: {shown}", file=sys.stderr, flush=True)
     return figures
@@ -111,7 +116,7 @@ def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
     return statistics.median(times_s)
 
 
-async def _load(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
+async def ask_load_generator(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
     """What the load generator, in its own process, measured. Raises TransientError when it fails."""
     command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens)]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.errors import ConfigError, TransientError
+from infra.errors import TransientError
 from infra.files import read_json, write_json_atomic
 from infra.network import free_port
 from infra.settings import child_environment
@@ -25,6 +26,7 @@ from serving.config import ServeConfig, ServeJob
 MODEL_NAME = "bench"
 PEER_START_S = 400.0  # vLLM compiles for minutes where it has not been on this machine before
 POLL_S = 0.05
+LOOK_S = 5.0
 ENGINE_WORDS = ("serving.engines.",)
 LLAMA_CPP_SCRIPT = Path(__file__).parent / "peers" / "llama_cpp.py"
 
@@ -57,6 +59,22 @@ class Server:
         return engine, other
 
     @property
+    def replica_start_s(self) -> float:
+        """How long its replica took from being asked for to ready."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=LOOK_S) as response:
+            lines = response.read().decode().splitlines()
+        return max(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("slipway_replica_start_seconds{"))
+
+    @property
+    def rss_bytes(self) -> int:
+        """Memory of all its processes, what they share counted in each."""
+        sizes = []
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sizes.append(process.memory_info().rss)
+        return sum(sizes)
+
+    @property
     def replica_rss_bytes(self) -> int:
         """Memory of one replica: its own process and its engine's."""
         words = ("ServeReplica", *ENGINE_WORDS)
@@ -82,9 +100,7 @@ def our_server(model_dir: Path, limits: ServeConfig) -> Iterator[tuple[Server, f
 
 @contextmanager
 def peer_server(name: str, python: Path, model: Path, num_streams: int, num_threads: int) -> Iterator[Server]:
-    """A peer's server on `model`: a GGUF file for llama.cpp, a model folder for vLLM. Raises ConfigError and TransientError."""
-    if not python.exists():
-        raise ConfigError(f"--peer {name}={python}: no such file. A Python that has {name} installed is needed.")
+    """A peer's server on `model`: a GGUF file for llama.cpp, a model folder for vLLM. Raises TransientError."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with _program(_peer_command(name, python, model, port, num_streams, num_threads)) as process:

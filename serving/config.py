@@ -13,8 +13,12 @@ from infra.process import Job
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
 """Ray Serve's names for the one model and all that serves it."""
-EngineName = Literal["openvino", "torch"]
+EngineName = Literal["openvino", "torch", "vllm"]
+Precision = Literal["auto", "f32", "bf16"]
 EngineWeights = Literal["full", "int8", "nf4"]
+BatchFormat = Literal["jsonl", "parquet"]
+BATCH_MANIFEST_NAME = "_batch.json"
+"""In the folder of a batch's answers: what it is, and its result once it is complete."""
 
 
 class QuantizeConfig(Config):
@@ -49,13 +53,35 @@ class AutoscaleConfig(Config):
         return self
 
 
+class PoolConfig(Config):
+    """Replicas of one kind. What is absent is as the server has it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    """Where its engine computes: with `gpu` each replica gets one."""
+    engine: EngineName | None = None
+    weights: EngineWeights | None = None
+    engine_python: Path | None = None
+    model_dir: Path | None = None
+    """Folder of the model in the form that the pool's engine reads; absent means the one that the server was given."""
+    num_replicas: int = Field(1, ge=1, le=1000)
+    autoscale: AutoscaleConfig | None = None
+    cpus_per_replica: int | None = Field(None, ge=1)
+    max_running_requests: int | None = Field(None, ge=1, le=4096)
+    usd_per_hour: float = Field(0.0, ge=0)
+    """Price of one replica. Requests go to the pool whose places are cheapest, as long as it answers in time."""
+
+
 class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
     engine: EngineName = "openvino"
-    """What computes: `openvino` reads the quantized model (CPU); `torch` is the reference, reads the merged model, on any device."""
+    """What computes: `openvino` reads the quantized model (CPU); `vllm` and the reference, `torch`, read the merged one (CPU or GPU)."""
+    engine_python: Path | None = None
+    """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
+    the library `.venv-ENGINE/bin/python` beside its venv."""
     weights: EngineWeights = "full"
-    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engine serves what was quantized."""
+    """How `torch` holds the weights: as they are, or by bitsandbytes in 8 bits or in NF4. The other engines serve what they are given."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
@@ -65,6 +91,12 @@ class ServeConfig(Config):
     """How the number of replicas follows the load; absent means that it stays."""
     cpus_per_replica: int | None = Field(None, ge=1)
     """Cores of one replica; absent means this machine's cores shared among the most replicas that there can be."""
+    gpus_per_replica: int = Field(0, ge=0, le=1)
+    """GPUs of one replica, which sees no others: 1 for `vllm` or `torch` on a GPU. A model over several GPUs is not served yet."""
+    pools: tuple[PoolConfig, ...] = ()
+    """Several kinds of replicas behind one address; absent means one kind, as the other fields say."""
+    target_ttft_s: float = Field(1.0, gt=0)
+    """Time to the first token above which requests go to a dearer pool."""
     max_running_requests: int = Field(64, ge=1, le=4096)
     """Requests one replica decodes together."""
     max_queued_requests: int = Field(256, ge=0)
@@ -76,8 +108,11 @@ class ServeConfig(Config):
     """Most new tokens one request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
     """New tokens where a request does not say."""
-    cache_gb: int = Field(1, ge=1)
-    """Memory of the KV cache of one replica, in whole GB."""
+    precision: Precision = "f32"
+    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On AMX `f32` makes 1.5
+    times the tokens/s of `auto` at one request, 1.2 times at 16, as many at 32 and 0.8 of them at 64; answers depend less on others."""
+    cache_gb: float = Field(1, ge=0.01, le=10_000)
+    """Memory of the KV cache of one replica, in GB (2^30 bytes); taken as it fills."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest request body."""
     api_keys_file: Path | None = None
@@ -90,6 +125,20 @@ class ServeConfig(Config):
     """How long start-up may take before it counts as failed."""
     drain_timeout_s: float = Field(10.0, ge=0)
     """How long running requests may finish after a stop signal."""
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> ServeConfig:
+        names = [pool.name for pool in self.pools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several pools are named {', '.join(twice)}. Give each a name of its own.")
+        return self
+
+    def of_pool(self, pool: PoolConfig) -> ServeConfig:
+        """The settings of one pool's replicas."""
+        own = ("engine", "weights", "num_replicas", "cpus_per_replica", "max_running_requests")
+        given = {name: getattr(pool, name) for name in own}
+        own_only = {"autoscale": pool.autoscale, "engine_python": pool.engine_python, "gpus_per_replica": int(pool.accelerator == "gpu")}
+        return self.model_copy(update={**{name: value for name, value in given.items() if value is not None}, **own_only, "pools": ()})
 
     @property
     def first_replicas(self) -> int:
@@ -108,6 +157,17 @@ class ServeConfig(Config):
         return self.num_replicas if self.autoscale is None else self.autoscale.max_replicas
 
 
+class BatchConfig(Config):
+    """How `slipway batch` reads rows of requests and writes their answers."""
+
+    format: BatchFormat | None = None
+    """Format of the answers; absent means that of the requests."""
+    rows_per_part: int = Field(128, ge=1, le=100_000)
+    """Rows of one file of answers, which is written whole or not at all; a kill costs each engine the few parts that it was answering."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of a row that are no part of its request, labels for example; any other that is not known makes the row an error."""
+
+
 class QuantizeJob(Job):
     """`python -m serving.quantize.openvino`: the merged model in the engine's weight format."""
 
@@ -122,6 +182,8 @@ class PredictJob(Job):
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
     limit_rows: int | None = Field(None, ge=1)
+    serve: ServeConfig = ServeConfig()
+    """The engine, and what it may use."""
 
 
 class ServeJob(Job):
@@ -131,3 +193,36 @@ class ServeJob(Job):
     model_name: str
     """The name clients ask for."""
     serve: ServeConfig = ServeConfig()
+    pool: PoolConfig | None = None
+    """The pool that this job is one of; set by the server itself."""
+
+    @property
+    def pool_name(self) -> str:
+        """Empty where there are no pools."""
+        return self.pool.name if self.pool else ""
+
+    @property
+    def application_name(self) -> str:
+        """Ray Serve's name for the replicas of this job."""
+        return f"{APPLICATION_NAME}-{self.pool.name}" if self.pool else APPLICATION_NAME
+
+    @property
+    def per_pool(self) -> tuple[ServeJob, ...]:
+        """One job a pool; this one itself where there are no pools."""
+        return tuple(
+            self.model_copy(update={"serve": self.serve.of_pool(pool), "model_dir": pool.model_dir or self.model_dir, "pool": pool})
+            for pool in self.serve.pools
+        ) or (self,)
+
+
+class BatchJob(Job):
+    """`python -m serving.batch`: answers to all rows of requests in a file or folder, as parts in `output_dir`."""
+
+    model_dir: Path
+    model_name: str
+    """What the model is called in requests that name one."""
+    input: Path
+    """A file `.jsonl`, `.ndjson` or `.parquet`, or a folder of them."""
+    serve: ServeConfig = ServeConfig()
+    """The engines, `num_replicas` of them, and what a request may ask for; what concerns HTTP is not read."""
+    batch: BatchConfig = BatchConfig()

@@ -15,10 +15,7 @@ from prometheus_client import Gauge
 from ray import serve
 from ray.serve import Application
 
-from infra.chat import ChatCodec, load_codec
-from infra.contracts import read_manifest
-from infra.errors import ArtifactError
-from infra.files import read_json
+from infra.chat import ChatCodec
 from serving import request_log
 from serving.admission import Gate
 from serving.announcement import Announcement, Announcer, FrontAddress
@@ -26,11 +23,10 @@ from serving.autoscaling.load import ReplicaLoad
 from serving.autoscaling.ray_policy import ray_options
 from serving.config import DEPLOYMENT_NAME, ServeJob
 from serving.engines.base import Engine, EngineError, Sampling
-from serving.engines.registry import make_engine
-from serving.metrics import LABELS, make_metrics
+from serving.metrics import LABELS
 from serving.openai_api import build_api
+from serving.opening import make_service
 from serving.replica_http import FromFront, ReplicaServer
-from serving.service import ServedModel, Service
 from serving.tracing import make_tracer
 
 WARM_UP_TOKENS = 2
@@ -46,7 +42,7 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
         ModelReplica,
         name=DEPLOYMENT_NAME,
         **ray_options(serve_config),
-        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1},
+        ray_actor_options={"num_cpus": serve_config.cpus_per_replica or 1, "num_gpus": serve_config.gpus_per_replica},
         # A replica that is one too many finishes its answers, however long; at the end of the server, the front's own limit comes first.
         graceful_shutdown_timeout_s=serve_config.request_timeout_s if serve_config.autoscale else serve_config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
@@ -56,45 +52,28 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
     return deployment.bind(job.model_dump_json(), front.as_json())
 
 
-def read_served_model(job: ServeJob) -> ServedModel:
-    """The facts of the model folder that the API needs. Raises ArtifactError where its manifest has none."""
-    manifest = read_manifest(job.model_dir)
-    if manifest.model is None:
-        raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the quantize step again.")
-    return ServedModel(
-        name=job.model_name,
-        fingerprint=f"fp_{manifest.digest[:16]}",
-        context_tokens=manifest.model.context_tokens,
-        vocabulary_tokens=int(read_json(job.model_dir / "config.json")["vocab_size"]),
-        stop_ids=manifest.model.stop_ids,
-        created_s=int((job.model_dir / "manifest.json").stat().st_mtime),
-    )
-
-
 class ModelReplica:
     """One replica: an engine, the API in front of it at a port of its own, and a connection that tells the front of it."""
 
     async def __init__(self, job_json: str, front_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
         started_s = time.perf_counter()
         job, front = ServeJob.model_validate_json(job_json), FrontAddress.model_validate_json(front_json)
-        model = read_served_model(job)
         limits = job.serve
         self._name = serve.get_replica_context().replica_tag
         request_log.write_to(job.output_dir.absolute(), self._name)
         self._tracer = make_tracer(self._name)
-        self._engine = make_engine(job.model_dir, limits)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
-        metrics = make_metrics(model.name, self._engine, gate, self._name)
-        codec = load_codec(job.model_dir)
+        self._service = make_service(job.model_dir, job.model_name, limits, gate, self._name)
+        self._engine, metrics = self._service.engine, self._service.metrics
         await self._engine.start()
-        await warm_up(self._engine, codec)
-        self._service = Service(model, self._engine, codec, limits, metrics, gate)
+        await warm_up(self._engine, self._service.codec)
         token = front.token.get_secret_value()
         host = own_address(front.host)
         self._server = ReplicaServer(FromFront(build_api(self._service, self._tracer), token), host)
         self._standing = Announcement(
-            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests
-        )
+            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
+            pool=job.pool_name, usd_per_hour=job.pool.usd_per_hour if job.pool else 0.0,
+        )  # fmt: skip
         ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
         ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
         self._announcer = Announcer(front, lambda: self._standing, self._tracer.flush)

@@ -60,10 +60,10 @@ def model_problems(engine: str, model_type: object) -> list[str]:
     return [f"model type {model_type!r} is not among those that the engine {engine} is known to load, {', '.join(sorted(known))}"]
 
 
-def cache_tokens(engine: str, values_per_token: int, cache_gb: int) -> int | None:
+def cache_tokens(engine: str, values_per_token: int, cache_gb: float) -> int | None:
     """Most tokens that one request can hold in the KV cache, never fewer than the engine has room for; None where that is not known."""
     value_bytes = ENGINES[engine].cache_value_bytes
-    return (cache_gb << 30) // (values_per_token * value_bytes) if value_bytes else None
+    return int(cache_gb * (1 << 30)) // (values_per_token * value_bytes) if value_bytes else None
 
 
 def adapter_problems(engine: str, adapter: AdapterFacts) -> list[str]:

@@ -43,7 +43,7 @@ async def run_streams(url: str, model: str, num_streams: int, num_tokens: int) -
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         started_s = time.perf_counter()
-        bodies = [_body(model, prompt(nonce, index), num_tokens) for index in range(num_streams)]
+        bodies = [request_body(model, prompt(nonce, index), num_tokens) for index in range(num_streams)]
         streams = await asyncio.gather(*(_stream(session, url, body) for body in bodies))
         elapsed_s = time.perf_counter() - started_s
     num_made = sum(stream.num_tokens for stream in streams)
@@ -64,7 +64,7 @@ async def run_one_token(url: str, model: str, num_requests: int) -> dict[str, An
     times_s = []
     async with aiohttp.ClientSession() as session:
         for index in range(num_requests):
-            body = {**_body(model, prompt("again", index % 4), 1), "stream": False}
+            body = {**request_body(model, prompt("again", index % 4), 1), "stream": False}
             body.pop("stream_options")
             started_s = time.perf_counter()
             async with session.post(f"{url}/v1/completions", json=body) as response:
@@ -79,7 +79,8 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def _body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
+def request_body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
+    """A greedy streamed completion of exactly so many tokens."""
     return {
         "model": model,
         "prompt": text,

@@ -200,13 +200,18 @@ R = TypeVar("R", bound=Schema)
 
 
 def parse_request(model: type[R], body: bytes) -> R:
-    """The checked request in `body`. Raises ApiError 400 on anything else; the first problem is the one reported."""
+    """The checked request in `body`. Raises ApiError 400 on anything else."""
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(f"the body is not valid JSON: {error}. Send one JSON object.") from error
     if not isinstance(data, dict):
         raise ApiError(f"the body is a JSON {type(data).__name__}. Send one JSON object.")
+    return check_request(model, data)
+
+
+def check_request(model: type[R], data: Mapping[str, Any]) -> R:
+    """The checked request in a JSON object. Raises ApiError 400; the first problem is the one reported."""
     known = {key: value for key, value in data.items() if key not in IGNORED_FIELDS}
     try:
         request = model.model_validate(known)

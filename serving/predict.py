@@ -11,20 +11,19 @@ from infra.chat import ChatCodec, load_codec
 from infra.contracts import verify, write_manifest
 from infra.errors import ArtifactError
 from infra.process import Progress, run_program
-from serving.config import PredictJob, ServeConfig
+from serving.config import PredictJob
 from serving.engines.base import Engine, Sampling
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.registry import MODEL_KINDS, make_engine
 
 
 def predict(job: PredictJob) -> None:
     """Writes the answers of `job.model_dir` to `job.output_dir`. Raises ArtifactError when model or prompts are not complete."""
-    manifest = verify(job.model_dir, ("quantized",))
+    manifest = verify(job.model_dir, MODEL_KINDS[job.serve.engine])
     tokens = verify(job.tokens_dir, ("tokens",))
     if manifest.model is None:
         raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the step that makes it again.")
     prompts = read_prompts(job.tokens_dir, job.limit_rows)
-    serve = ServeConfig()
-    engine = OpenVinoEngine(job.model_dir, serve.max_running_requests, serve.cache_gb)
+    engine = make_engine(job.model_dir, job.serve)
     sampling = Sampling(max_tokens=job.max_new_tokens, stop_ids=manifest.model.stop_ids)
     answers = asyncio.run(_answer_all(engine, prompts, sampling, load_codec(job.model_dir), Progress(job.progress_file, "rows")))
     job.output_dir.mkdir(parents=True, exist_ok=True)

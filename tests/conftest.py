@@ -45,8 +45,7 @@ TOY_TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_toy_model(folder: Path, hidden_size: int = 64) -> None:
     """A folder as a hub gives it: a Llama of two layers with random 16-bit weights, and a byte-level tokenizer with a ChatML template."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -54,7 +53,6 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = tmp_path_factory.mktemp("toy") / "model"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -63,7 +61,7 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["turn the lamp on please", "turn the lamp off now", "system user assistant answer colour"] * 4, trainer)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden_size, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
         initializer_range=0.2,
     )  # fmt: skip
@@ -73,18 +71,38 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
     (folder / "chat_template.jinja").write_text(TOY_TEMPLATE)
+
+
+def as_base(model: Path) -> Path:
+    """A toy model's folder as a base artifact beside it."""
+    from training.base import prepare_base
+    from training.config import BaseJob
+
+    folder = model.parent / "base"
+    prepare_base(BaseJob(output_dir=folder, source=f"file:{model}"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model's folder."""
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    write_toy_model(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def toy_base(toy_model: Path) -> Path:
     """The toy model as a base artifact."""
-    from training.base import prepare_base
-    from training.config import BaseJob
+    return as_base(toy_model)
 
-    folder = toy_model.parent / "base"
-    prepare_base(BaseJob(output_dir=folder, source=f"file:{toy_model}"))
-    return folder
+
+@pytest.fixture(scope="session")
+def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy model with heads of 32 numbers, the fewest that vLLM computes on a CPU, as a base artifact."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    write_toy_model(folder, hidden_size=128)
+    return as_base(folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from infra.errors import SlipwayError, TransientError
 from infra.files import write_json_atomic
 from infra.process import Job, error_file, read_error
@@ -65,9 +67,22 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) ->
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    while left := _session(process.pid):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)
     process.wait()
+
+
+def _session(leader_pid: int) -> list[int]:
+    """The processes of a session that still run; Ray puts its workers into process groups of their own, so that the group is not all."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader_pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def failure(module: str, returncode: int, config_file: Path, log_file: Path) -> SlipwayError:

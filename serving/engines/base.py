@@ -57,7 +57,7 @@ class Sampling(Config):
     logprobs: int | None = None
     """Absent: none. Otherwise the log-probability of each token comes with it, and of this many of the likeliest ones beside it.
 
-    Of a greedy answer these are the model's own; of a sampled one, those of the distribution that was sampled from.
+    They are the model's own: temperature, filters and penalties change what is chosen and not what is told.
     """
     grammar: Grammar | None = None
     stop_ids: tuple[int, ...] = ()

@@ -15,6 +15,9 @@ from typing import Any, Protocol
 from serving.engines.base import Sampling
 from serving.engines.messages import JsonLines, News
 
+LARGER_THAN_CACHE = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
+"""Refusal of a request that could never be answered, however long it waited."""
+
 
 class Batch(Protocol):
     """The requests that one library answers together, by their numbers."""
@@ -57,7 +60,7 @@ def answer_until_closed(batch: Batch, lines: JsonLines) -> None:
 
 
 def run_engine(file_descriptor: int, make_batch: Callable[..., Batch]) -> None:
-    """Makes the batch that the first message describes, then answers. `make_batch` raises RuntimeError, OSError or ValueError."""
+    """Makes the batch that the first message describes, then answers; whatever `make_batch` raises is told, and the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when this process ends
     with socket.socket(fileno=file_descriptor) as connection:
         lines = JsonLines(connection)
@@ -67,8 +70,8 @@ def run_engine(file_descriptor: int, make_batch: Callable[..., Batch]) -> None:
                 settings = lines.read(wait=True)
             try:
                 batch = make_batch(**settings[0])
-            except (RuntimeError, OSError, ValueError) as error:
-                lines.write({"failure": str(error)})
+            except Exception as error:  # a process edge: each library has errors of its own for a model that it cannot read
+                lines.write({"failure": f"{type(error).__name__}: {error}"})
                 return
             lines.write({"ready": True})
             answer_until_closed(batch, lines)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.config import ServeConfig
+from serving.config import Precision, ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
+from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
 
 TOKENIZER_NAME = "openvino_tokenizer.xml"
@@ -15,19 +16,29 @@ GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
 class OpenVinoEngine(ProcessEngine):
     """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache."""
 
-    def __init__(self, model_dir: Path, max_running_requests: int, cache_gb: int, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        max_running_requests: int,
+        cache_gb: float,
+        num_threads: int | None = None,
+        precision: Precision = "f32",
+        python: Path | None = None,
+    ) -> None:
         settings = {
             "model_dir": str(model_dir.absolute()),
             "max_running_requests": max_running_requests,
             "cache_gb": cache_gb,
             "num_threads": num_threads,
+            "precision": precision,
         }
-        super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir))
+        super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
     """The engine that `config` describes; nothing is loaded before it starts."""
-    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica)
+    python = engine_python(config)
+    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python)
 
 
 def capabilities(model_dir: Path) -> Capabilities:

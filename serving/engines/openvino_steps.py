@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy
 import openvino
 import openvino_genai
 
+from infra.files import read_json
 from serving.engines.base import Sampling
-from serving.engines.child import run_engine
+from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+BLOCK_TOKENS = 32  # of the processor's plugin
+VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -89,8 +93,7 @@ class Batch:
         if reason != openvino_genai.GenerationFinishReason.NONE:
             return number, ids, told, "length" if reason == openvino_genai.GenerationFinishReason.LENGTH else "stop", None
         if handle.get_status() != openvino_genai.GenerationStatus.RUNNING:
-            text = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
-            return number, ids, told, None, text
+            return number, ids, told, None, LARGER_THAN_CACHE
         return number, ids, told, None, None
 
 
@@ -125,13 +128,28 @@ def generation_config(sampling: Sampling) -> Any:
     return config
 
 
-def load(model_dir: str, max_running_requests: int, cache_gb: int, num_threads: int | None) -> Any:
+def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
+    """Blocks of the KV cache that `cache_gb` GB hold, at least one; the library itself takes whole GB only.
+
+    Keys and values are 8-bit numbers. Beside those of a head each token has a scale and a zero point for its value, and each block of keys
+    one pair a channel: 12 bytes a token and head on average with heads of 64, which is what the library's own division of 1 GB comes to.
+    """
+    num_heads: int = config["num_attention_heads"]
+    head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
+    per_token = 2 * head_dim + VALUE_SCALE_BYTES + KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
+    block_bytes = BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
+    return max(1, int(cache_gb * (1 << 30)) // int(block_bytes))
+
+
+def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str = "f32") -> Any:
     """The pipeline of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.cache_size = cache_gb
+    scheduler.num_kv_blocks = cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb)
     scheduler.max_num_seqs = max_running_requests
     scheduler.enable_prefix_caching = True  # a shared system prompt is computed once
-    properties = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
+    if precision != "auto":
+        properties["INFERENCE_PRECISION_HINT"] = precision
     return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
 
 

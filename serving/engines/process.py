@@ -1,6 +1,7 @@
 """An engine whose model is computed in a process of its own (`child.py` says why).
 
 - The process ends with this one, however this one ends.
+- It may run under another Python (`interpreter.py`): the two share nothing but the messages.
 - After each step the tokens of all requests come in one message; a consumer that is late finds them joined in one chunk.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from infra.errors import ArtifactError, SlipwayError
+from infra.settings import child_environment
 from serving.engines.base import Capabilities, Chunk, EngineError, Figures, FinishReason, RequestRefusedError, Sampling, TokenLogprob
 from serving.engines.messages import News, encode_message
 
@@ -42,13 +44,22 @@ class _Request:
 
 
 class ProcessEngine:
-    """The model in `model_dir`, computed by `python -m PROGRAM`, which is sent `settings` first."""
+    """The model in `model_dir`, computed by `PYTHON -m PROGRAM`, which is sent `settings` first; `variables` join its environment."""
 
-    def __init__(self, model_dir: Path, program: str, settings: Mapping[str, Any], capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        program: str,
+        settings: Mapping[str, Any],
+        capabilities: Capabilities,
+        python: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self._model_dir = model_dir
-        self._program = program
+        self._command = [str(python or sys.executable), "-m", program]
         self._settings = settings
         self._capabilities = capabilities
+        self._variables = variables or {}
         self._numbers = itertools.count()
         self._requests: dict[int, _Request] = {}
         self._failure: str | None = "the engine is not started"
@@ -113,8 +124,12 @@ class ProcessEngine:
         """Starts the process; our end of the connection to it."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", self._program, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                [*self._command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**child_environment(), **self._variables},
+            )
         return ours
 
     def _send(self, message: Mapping[str, Any]) -> None:

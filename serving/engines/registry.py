@@ -10,8 +10,12 @@ from infra.contracts import Kind
 from serving.config import EngineName, ServeConfig
 from serving.engines.base import Engine
 
-MODULES: dict[EngineName, str] = {"openvino": "serving.engines.openvino", "torch": "serving.engines.torch"}
-MODEL_KINDS: dict[EngineName, tuple[Kind, ...]] = {"openvino": ("quantized",), "torch": ("merged", "base")}
+MODULES: dict[EngineName, str] = {
+    "openvino": "serving.engines.openvino",
+    "torch": "serving.engines.torch",
+    "vllm": "serving.engines.vllm",
+}
+MODEL_KINDS: dict[EngineName, tuple[Kind, ...]] = {"openvino": ("quantized",), "torch": ("merged", "base"), "vllm": ("merged", "base")}
 """The kinds of artifact that an engine reads."""
 
 

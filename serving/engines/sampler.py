@@ -34,11 +34,10 @@ def choose(row: Row, logits: torch.Tensor) -> News:
     scores = penalized(row, logits)
     if sampling.temperature == 0:
         token = int(scores.argmax())
-        spread = logits
     else:
         spread = filtered(scores / max(sampling.temperature, 1e-4), sampling)
         token = int(torch.multinomial(spread.softmax(-1), 1, generator=row.random))
-    told = None if sampling.logprobs is None else [_told(spread, token, sampling.logprobs)]
+    told = None if sampling.logprobs is None else [_told(logits, token, sampling.logprobs)]
     if token in sampling.stop_ids:
         return row.number, [], told and [], "stop", None
     row.last_id = token
@@ -80,9 +79,8 @@ def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return logits
 
 
-def _told(spread: torch.Tensor, token: int, num_top: int) -> Any:
-    """`[log-probability of the token, the likeliest as (id, log-probability)]`; what was ruled out is not told."""
-    logprobs = spread.log_softmax(-1)
+def _told(logits: torch.Tensor, token: int, num_top: int) -> Any:
+    """`[log-probability of the token, the likeliest as (id, log-probability)]`, by the model itself."""
+    logprobs = logits.log_softmax(-1)
     values, ids = logprobs.topk(min(num_top, len(logprobs)))
-    top = [(one, value) for one, value in zip(ids.tolist(), values.tolist(), strict=True) if value > -torch.inf]
-    return float(logprobs[token]), top
+    return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))

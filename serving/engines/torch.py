@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities
+from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
 
 CAPABILITIES = Capabilities(engine="torch", max_top_logprobs=20)
@@ -19,4 +20,4 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
         "weights": config.weights,
         "num_threads": config.cpus_per_replica,
     }
-    return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES)
+    return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES, engine_python(config))

@@ -20,6 +20,7 @@ from serving.access import REQUEST_ID_ATTRIBUTE, REQUEST_ID_HEADER
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.front.figures import FrontFigures, RetryReason
+from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
 from serving.front.replicas import Replica, Replicas
 from serving.front.routing import Router, prompt_blocks
@@ -46,6 +47,7 @@ class Front:
         self._wake = wake
         self._tracer = tracer
         self._router = Router()
+        self._times = FirstTokenTimes()
         self._figures = FrontFigures(model_name, replicas, lambda: self.num_held)
         self._session: aiohttp.ClientSession | None = None
         self.num_held = 0
@@ -111,7 +113,8 @@ class Front:
             candidates = [replica for replica in self._replicas.usable if replica not in full]
             if refusal is not None and full and not candidates:
                 return refusal
-            replica = self._router.choose(candidates or await self._wait_for_some(asked, span), blocks)
+            candidates = candidates or await self._wait_for_some(asked, span)
+            replica = self._router.choose(cheapest_in_time(candidates, self._times, self._limits.target_ttft_s), blocks)
             if reason is not None:
                 self._figures.note_retry(reason)
             try:
@@ -139,7 +142,10 @@ class Front:
         part = span.child("ask a replica", {"slipway.replica": replica.name, "http.request.resend_count": num_before}, is_call=True)
         replica.num_running += 1
         try:
-            answer = await ask(self._session, replica.url, replace(asked, headers=part.onward(asked.headers)), request, part)
+            onward = replace(asked, headers=part.onward(asked.headers))
+            answer = await ask(
+                self._session, replica.url, onward, request, part, lambda first_s: self._times.note(replica.standing.pool, first_s)
+            )
             part.note({STATUS_ATTRIBUTE: answer.status})
             return answer
         except RefusedError as refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -75,19 +76,23 @@ def wanted_s(request: web.Request, limits: ServeConfig) -> float:
     return min(asked_s, limits.request_timeout_s) if asked_s > 0 else limits.request_timeout_s
 
 
-async def ask(session: aiohttp.ClientSession, url: str, asked: Asked, request: web.Request, span: Span) -> web.StreamResponse:
+async def ask(
+    session: aiohttp.ClientSession, url: str, asked: Asked, request: web.Request, span: Span, note_first_s: Callable[[float], None]
+) -> web.StreamResponse:
     """The answer of the replica at `url`: a stream is sent on as it comes, anything else is given back whole; `span` is told how it ends.
 
-    Raises LostError and RefusedError, both before anything has gone to the client.
+    `note_first_s` is told after how many seconds a stream began. Raises LostError and RefusedError, before anything has gone to the client.
     """
     left_s = max(asked.deadline_s - time.monotonic(), 0.001)
     timeout = aiohttp.ClientTimeout(total=left_s + GRACE_S)
+    asked_s = time.monotonic()
     target = URL(url + asked.path, encoded=True)
     try:
         async with session.request(
             asked.method, target, data=asked.body, headers=asked.headers, allow_redirects=False, timeout=timeout
         ) as answer:
             if answer.content_type == EVENT_STREAM:
+                note_first_s(time.monotonic() - asked_s)
                 return await _relay(answer, request, span)
             whole = web.Response(status=answer.status, body=await answer.read(), headers=_kept(answer))
     except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -38,6 +38,11 @@ class Replica:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.standing.port}"
 
     @property
+    def price(self) -> float:
+        """What one of its places costs, in US dollars an hour."""
+        return self.standing.usd_per_hour / self.standing.num_places
+
+    @property
     def is_usable(self) -> bool:
         """Whether it may be sent a request."""
         return not (self.has_failed or self.standing.is_draining)

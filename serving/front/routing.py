@@ -57,7 +57,7 @@ class Router:
         self._holders: OrderedDict[bytes, str] = OrderedDict()
 
     def choose(self, candidates: Sequence[Replica], blocks: Sequence[bytes]) -> Replica:
-        """The replica for a prompt; `candidates` is not empty."""
+        """The replica of one pool for a prompt; `candidates` is not empty."""
         least_busy = min(candidates, key=lambda replica: replica.num_running / replica.standing.num_places)
         chosen = self._holder(candidates, blocks, least_busy.num_running + SPARE_REQUESTS) or least_busy
         self._note(blocks, chosen.name)

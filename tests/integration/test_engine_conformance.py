@@ -1,24 +1,32 @@
-"""What every engine must do, on a real, small model; an engine joins by a line in ENGINES."""
+"""What every engine must do, on a real, small model; an engine joins by a line in ENGINES.
+
+vLLM lives in a venv of its own, so its part is marked: `make test-vllm` runs it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from infra.chat import ChatCodec, load_codec
+from infra.errors import ArtifactError, ConfigError
 from serving.admission import Claim, Gate
 from serving.choice import Order
 from serving.config import ServeConfig
-from serving.engines.base import Engine, EngineError, Grammar, Sampling, TokenLogprob
+from serving.engines.base import Engine, EngineError, Grammar, RequestRefusedError, Sampling, TokenLogprob
+from serving.engines.interpreter import engine_python
 from serving.engines.registry import make_engine
 from serving.errors import ApiError
 from serving.grammars import json_grammar, regex_grammar
@@ -26,7 +34,11 @@ from serving.metrics import make_metrics
 from serving.openai_schema import ChatRequest, CompletionRequest
 from serving.service import ServedModel, Service
 
-ENGINES = {"openvino": ("openvino_genai", "toy_quantized"), "torch": ("torch", "toy_base")}
+ENGINES = {"openvino": "toy_quantized", "torch": "toy_base", "vllm": "wide_base"}
+BASES = {"openvino": "toy_base", "torch": "toy_base", "vllm": "wide_base"}
+PARAMS = [pytest.param(name, marks=[pytest.mark.vllm] if name == "vllm" else []) for name in ENGINES]
+WEIGHTS = {"openvino": "openvino_model.xml", "torch": "model.safetensors", "vllm": "model.safetensors"}
+ENDLESS = Sampling(max_tokens=100_000)
 CLAIM = Claim(key="", weight=1.0, priority=0, num_prompt=1)
 PROMPT = (5, 6, 7, 8)
 STOP_ID = 2
@@ -42,7 +54,11 @@ class Running:
         self.codec: ChatCodec = load_codec(folder)
         self._loop = asyncio.new_event_loop()
         self.engine: Engine = make_engine(folder, ServeConfig(engine=name, max_running_requests=16, cpus_per_replica=2))
-        self._loop.run_until_complete(self.engine.start())
+        try:
+            self._loop.run_until_complete(self.engine.start())
+        except ArtifactError:
+            self._loop.close()
+            raise
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(work, 60))
@@ -72,23 +88,32 @@ class Running:
         return Service(model, self.engine, self.codec, ServeConfig(), make_metrics("toy", self.engine, gate, "replica"), gate)
 
 
-@pytest.fixture(scope="module", params=list(ENGINES))
+@pytest.fixture(scope="module", params=PARAMS)
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
-    library, fixture = ENGINES[request.param]
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    engine = Running(request.param, request.getfixturevalue(fixture))
+    try:
+        engine_python(ServeConfig(engine=request.param))
+    except ConfigError as error:
+        pytest.skip(error.message)
+    engine = Running(request.param, request.getfixturevalue(ENGINES[request.param]))
     yield engine
     engine.close()
 
 
+def engine_processes(name: str, pid: int | None = None) -> list[psutil.Process]:
+    """The engines' processes right below this process, or `pid`."""
+    return [child for child in psutil.Process(pid).children() if f"serving.engines.{name}_steps" in child.cmdline()]
+
+
 def test_greedy_answer_is_the_same_again_and_among_others(running: Running) -> None:
+    """Among others over seven tokens: at the eighth, two logits of the toy are the same in bfloat16, and sums of other batches differ."""
+
     async def crowd() -> Any:
         others = [running.collect((9 + index, *PROMPT)[: 2 + index % 4], Sampling(max_tokens=4 + index)) for index in range(7)]
         return (await asyncio.gather(running.collect(PROMPT, Sampling(max_tokens=16)), *others))[0][:2]
 
     alone = running.answer()
-    assert alone == running.answer() == running.run(crowd())
+    assert alone == running.answer()
+    assert alone[0][:7] == running.run(crowd())[0][:7]
     assert (len(alone[0]), alone[1]) == (16, "length")
 
 
@@ -142,19 +167,29 @@ def test_repetition_penalty_counts_the_prompt_too(running: Running) -> None:
     assert first not in running.answer(8, prompt=(first, first, *PROMPT), repetition_penalty=10.0)[0]
 
 
-def test_logprobs_are_those_of_the_forward_pass(running: Running, toy_base: Path) -> None:
-    """Within 0.15 of a 32-bit pass: the weights of the toy model are 16-bit, OpenVINO's 8-bit; measured 0.06 at most."""
+SAMPLED = {"temperature": 2.0, "seed": 3}
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED, {**SAMPLED, "top_k": 1}, {**SAMPLED, "min_p": 0.5}, {"repetition_penalty": 5.0}])
+def test_logprobs_are_those_of_the_forward_pass(running: Running, sampling: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """However tokens are chosen, within 0.15 of a 32-bit pass: the weights of the toys are 16-bit, OpenVINO's 8-bit; measured 0.11 at most.
+
+    A greedy token is the likeliest of that pass, or one that this much could put in its place.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    ids, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=12, logprobs=0)))
-    model = AutoModelForCausalLM.from_pretrained(toy_base, dtype=torch.float32)
+    ids, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=12, logprobs=0, **sampling)))
+    model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(BASES[running.name]), dtype=torch.float32)
     with torch.no_grad():
         expected = model(torch.tensor([[*PROMPT, *ids]])).logits[0].log_softmax(-1)
     assert len(told) == len(ids) == 12
     for place, (token, one) in enumerate(zip(ids, told, strict=True)):
-        assert one.logprob == pytest.approx(float(expected[len(PROMPT) - 1 + place, token]), abs=0.15)
+        of_all = expected[len(PROMPT) - 1 + place]
+        assert one.logprob == pytest.approx(float(of_all[token]), abs=0.15)
         assert one.top == ()
+        if not sampling:
+            assert float(of_all.max() - of_all[token]) < 0.15
 
 
 def test_top_logprobs_are_ordered_and_sum_to_at_most_one_or_are_refused(running: Running) -> None:
@@ -172,6 +207,9 @@ def test_top_logprobs_are_ordered_and_sum_to_at_most_one_or_are_refused(running:
         assert len(values) == 5
         assert sum(map(math.exp, values)) <= 1 + 1e-5
         assert one.top[0] == (token, one.logprob)
+    if capabilities.grammars:
+        _, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=1, logprobs=5, grammar=regex_grammar("[ab]"))))
+        assert sorted(running.codec.decode([token]) for token, _ in told[0].top) == ["a", "b"]
 
 
 def grammar_is_kept(running: Running, grammar: Grammar, check: Callable[[str], object], **sampling: Any) -> None:
@@ -180,7 +218,7 @@ def grammar_is_kept(running: Running, grammar: Grammar, check: Callable[[str], o
         assert refusal is not None
         assert running.name in refusal[1]
         return
-    ids, reason = running.answer(100, grammar=grammar, stop_ids=(STOP_ID,), **sampling)
+    ids, reason = running.answer(200, grammar=grammar, stop_ids=(STOP_ID,), **sampling)
     assert reason == "stop"
     assert check(running.codec.decode(ids))
 
@@ -190,7 +228,8 @@ def test_regex_is_kept_or_refused(running: Running, sampling: dict[str, Any]) ->
     grammar_is_kept(running, regex_grammar("(on|off) \\d{2,4}"), re.compile("(on|off) [0-9]{2,4}").fullmatch, **sampling)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 4}])
+# sampled both times: by a greedy choice the toy's random weights may write blanks, which JSON allows, for ever
+@pytest.mark.parametrize("sampling", [{"temperature": 1.5, "seed": 3}, {"temperature": 1.5, "seed": 4}])
 def test_json_schema_is_kept_or_refused(running: Running, sampling: dict[str, Any]) -> None:
     properties = {"colour": {"enum": ["red", "grün"]}, "on": {"type": "boolean"}}
     schema = {"type": "object", "properties": properties, "required": ["colour", "on"], "additionalProperties": False}
@@ -211,7 +250,7 @@ def test_forced_tool_call_comes_back_as_a_call_or_is_refused(running: Running) -
             "messages": [message],
             "tools": [LAMP],
             "tool_choice": "required",
-            "max_tokens": 150,
+            "max_tokens": 200,
             "temperature": 1.5,
             "seed": 4,
         }
@@ -268,7 +307,7 @@ def test_stop_string_across_tokens_and_characters_cuts_the_text_and_the_work(run
 
 def test_cancelled_request_frees_its_place(running: Running) -> None:
     async def run() -> None:
-        generator = running.engine.generate(PROMPT, Sampling(max_tokens=100_000))
+        generator = running.engine.generate(PROMPT, ENDLESS)
         await anext(generator)
         assert running.engine.figures.num_running == 1
         await generator.aclose()
@@ -287,12 +326,89 @@ def test_more_requests_than_places_are_all_answered(running: Running) -> None:
     assert running.run(run()) == [4 + index % 5 for index in range(40)]
 
 
-def test_stopped_engine_refuses_with_an_error(running: Running) -> None:
+def test_refused_request_leaves_the_others_running(running: Running) -> None:
+    async def run() -> Any:
+        good = asyncio.create_task(running.collect(PROMPT, Sampling(max_tokens=32)))
+        with pytest.raises(RequestRefusedError, match="prompt"):
+            await running.collect((), Sampling(max_tokens=4))
+        return await good
+
+    assert running.run(run())[1] == "length"
+
+
+def test_stopped_engine_ends_its_requests_and_later_ones_with_an_error(running: Running) -> None:
     other = Running(running.name, running.folder)
+
+    async def run() -> None:
+        waiting = asyncio.create_task(other.collect(PROMPT, ENDLESS))
+        await asyncio.sleep(0.1)
+        await other.engine.stop()
+        for request in (waiting, other.collect(PROMPT, Sampling(max_tokens=1))):
+            with pytest.raises(EngineError, match="stopped"):
+                await request
+
+    other.run(run())
     other.close()
 
-    async def ask() -> None:
-        with pytest.raises(EngineError, match="stopped"):
-            await anext(other.engine.generate(PROMPT, Sampling(max_tokens=1)))
 
-    asyncio.run(ask())
+def test_killed_process_fails_its_requests_and_later_ones(running: Running) -> None:
+    before = engine_processes(running.name)
+    other = Running(running.name, running.folder)
+    (process,) = set(engine_processes(running.name)) - set(before)
+    below = process.children(recursive=True)
+
+    async def run() -> None:
+        generator = other.engine.generate(PROMPT, ENDLESS)
+        await anext(generator)
+        process.kill()
+        with pytest.raises(EngineError, match="process ended"):
+            [chunk async for chunk in generator]
+        assert other.engine.failure is not None
+        with pytest.raises(EngineError, match="process ended"):
+            await other.collect(PROMPT, Sampling(max_tokens=1))
+
+    other.run(run())
+    other.close()
+    assert psutil.wait_procs(below, timeout=10)[1] == []
+
+
+def test_unreadable_model_is_refused(running: Running, tmp_path: Path) -> None:
+    before = engine_processes(running.name)
+    folder = tmp_path / "model"
+    shutil.copytree(running.folder, folder)
+    (folder / WEIGHTS[running.name]).write_text("<net/>")
+    with pytest.raises(ArtifactError, match=f"{running.name} cannot load it: "):
+        Running(running.name, folder)
+    assert engine_processes(running.name) == before
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from serving.config import ServeConfig
+from serving.engines.base import Sampling
+from serving.engines.registry import make_engine
+
+async def run():
+    engine = make_engine(Path(sys.argv[1]), ServeConfig(engine=sys.argv[2]))
+    await engine.start()
+    while True:
+        async for _ in engine.generate((5, 6, 7), Sampling(max_tokens=100)):
+            print("answering", flush=True)
+
+asyncio.run(run())
+"""
+
+
+def test_process_ends_with_a_parent_that_is_killed_and_says_nothing(running: Running) -> None:
+    command = [sys.executable, "-c", PARENT, str(running.folder), running.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        assert parent.stdout.readline() == "answering\n"
+        (child,) = engine_processes(running.name, parent.pid)
+        family = [child, *child.children(recursive=True)]
+        parent.kill()
+        assert psutil.wait_procs(family, timeout=20)[1] == []
+        assert set(parent.stdout) <= {"answering\n"}
+        assert parent.stderr.read() == ""

@@ -120,3 +120,27 @@ def test_drain_under_load_finishes_every_stream_and_refuses_the_rest(start_toy_s
     assert all(text.endswith("data: [DONE]\n\n") for text in texts)
     server.process.communicate(timeout=60)
     assert server.process.returncode == 0
+
+
+def test_pools_of_two_engines_serve_one_model_and_spill_over(start_toy_server: Callable[..., Any], toy_base: Any) -> None:
+    pools = [  # each of one place, so that prices compare
+        {"name": "cpu", "usd_per_hour": 0.1},
+        {"name": "reference", "usd_per_hour": 1.0, "engine": "torch", "model_dir": str(toy_base)},
+    ]
+    server = start_toy_server(pools=[{**pool, "cpus_per_replica": 1, "max_running_requests": 1} for pool in pools])
+
+    async def scene() -> list[int]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            asked = [client.post("/v1/completions", json={**BODY, "prompt": f"{number}", "max_tokens": 230}) for number in range(24)]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    try:
+        server.wait_ready()
+        wait_for_two(server.url)
+        for number in range(4):
+            assert httpx.post(f"{server.url}/v1/completions", json={**BODY, "prompt": f"{number}", "max_tokens": 4}).status_code == 200
+        assert sorted(made_by_replica(server.url).values()) == [0, 16], "one at a time all go to the cheaper pool"
+        assert set(asyncio.run(scene())) == {200}
+        assert min(made_by_replica(server.url).values()) > 0, "what it has no place for goes to the other"
+    finally:
+        server.stop()

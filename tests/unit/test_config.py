@@ -93,3 +93,13 @@ def test_fingerprint_changes_with_a_value_and_not_with_its_order(tmp_path: Path)
 def test_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exact_match_json"):
         load_spec(write_spec(tmp_path, evaluate={"metrics": ["bleu"]}), [])
+
+
+def test_pools_of_one_name_are_refused_and_each_keeps_what_the_server_says() -> None:
+    from serving.config import ServeConfig
+
+    with pytest.raises(ConfigError, match="several pools are named cpu"):
+        parse(ServeConfig, {"pools": [{"name": "cpu"}, {"name": "cpu"}]}, "serve")
+    config = parse(ServeConfig, {"max_running_requests": 7, "pools": [{"name": "cpu"}, {"name": "ref", "engine": "torch"}]}, "serve")
+    settings = [config.of_pool(pool) for pool in config.pools]
+    assert [(each.engine, each.max_running_requests, each.pools) for each in settings] == [("openvino", 7, ()), ("torch", 7, ())]

@@ -112,6 +112,14 @@ def test_base_that_could_not_be_served_is_refused_with_everything_that_is_wrong(
     assert all(problem in caught.value.message for problem in problems)
 
 
+def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: Path, free_port: int) -> None:
+    spec = load_spec(spec_of(tmp_path, LLAMA, serve={"engine": "vllm", "port": free_port}), [])
+    settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
+    with pytest.raises(ConfigError, match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Set it to 'openvino'"):
+        preflight.check(spec, [], settings, will_serve=True)
+    preflight.check(spec, [], settings, will_serve=False)
+
+
 @pytest.mark.parametrize("command", [("run", "--dry-run"), ("run",), ("train", "--dry-run"), ("train",), ("data", "check")])
 def test_command_on_a_base_that_could_not_be_served_starts_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
     spec = spec_of(tmp_path, {**LLAMA, "model_type": "gpt2"})

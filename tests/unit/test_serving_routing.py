@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from serving.announcement import Announcement
 from serving.front import routing
+from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.replicas import Replica
 from serving.front.routing import Router, prompt_blocks
 
@@ -72,3 +73,46 @@ def test_router_forgets_the_oldest_prompts() -> None:
         router.choose([first], [f"{number} {index}".encode() for index in range(50)])
     assert len(router._holders) == routing.MAX_HELD_BLOCKS
     assert prompt_blocks(chat(LONG))[0] not in router._holders
+
+
+def of_pool(pool: str, usd_per_hour: float, num_running: int = 0) -> Replica:
+    made = replica(f"{pool}-1", num_running, num_places=4)
+    return Replica(made.standing.model_copy(update={"pool": pool, "usd_per_hour": usd_per_hour}), num_running)
+
+
+def test_pool_cheapest_that_answers_in_time_gets_the_request() -> None:
+    now_s = 100.0
+    times = FirstTokenTimes(lambda: now_s)
+    cpu, gpu = of_pool("cpu", 0.1), of_pool("gpu", 2.0)
+    assert cheapest_in_time([gpu, cpu], times, 1.0) == [cpu]
+    times.note("cpu", 3.0)
+    assert cheapest_in_time([gpu, cpu], times, 1.0) == [gpu]
+    times.note("gpu", 5.0)
+    assert cheapest_in_time([gpu, cpu], times, 1.0) == [cpu], "none is in time, so the one that is less late"
+    now_s += 11
+    times.note("gpu", 0.1)
+    assert cheapest_in_time([gpu, cpu], times, 1.0) == [cpu], "what it was slow by is long ago"
+
+
+def test_pool_without_a_free_place_spills_over() -> None:
+    times = FirstTokenTimes()
+    cpu, gpu = of_pool("cpu", 0.1, num_running=4), of_pool("gpu", 2.0)
+    assert cheapest_in_time([cpu, gpu], times, 1.0) == [gpu]
+    gpu.num_running = 4
+    assert list(cheapest_in_time([cpu, gpu], times, 1.0)) == [cpu, gpu]
+
+
+def test_pool_price_is_that_of_a_place() -> None:
+    small, large = of_pool("small", 1.0), of_pool("large", 3.0)
+    large.standing = large.standing.model_copy(update={"num_places": 64})
+    assert cheapest_in_time([small, large], FirstTokenTimes(), 1.0) == [large]
+
+
+def test_first_token_times_follow_the_newest() -> None:
+    times = FirstTokenTimes(lambda: 0.0)
+    assert times.expected_s("cpu") == 0.0
+    for _ in range(20):
+        times.note("cpu", 1.0)
+    for _ in range(10):
+        times.note("cpu", 0.1)
+    assert 0.1 < times.expected_s("cpu") < 0.2

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from infra.local_ray import local_ray
 from training.config import DataConfig
 from training.data.blocks import Lines, Rendered, Renderer
 
@@ -38,19 +37,8 @@ def block_rendering(base_dir: Path, max_tokens: int, num_workers: int) -> Iterat
     if num_workers == 1:
         yield partial(map, Renderer(base_dir, max_tokens).render)
         return
-    _quieten()
-    import ray
-
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
-    try:
+    with local_ray(num_workers, OBJECT_STORE_BYTES):
         yield partial(_render_on_ray, base_dir, max_tokens)
-    finally:
-        ray.shutdown()
 
 
 def _render_on_ray(base_dir: Path, max_tokens: int, blocks: Iterator[Lines]) -> Iterator[Rendered]:
@@ -74,9 +62,3 @@ def _render_row(row: dict[str, Any], base_dir: Path, max_tokens: int) -> dict[st
 
 
 _renderer = lru_cache(maxsize=1)(Renderer)  # a worker process renders many blocks
-
-
-def _quieten() -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    warnings.filterwarnings("ignore", module=r"ray\..*")
-    logging.getLogger("ray").setLevel(logging.ERROR)

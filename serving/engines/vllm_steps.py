@@ -1,0 +1,176 @@
+"""`python -m serving.engines.vllm_steps FD`: vLLM's engine, stepped by us, in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.logprobs import Logprob
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
+
+from serving.engines.base import Grammar, Sampling
+from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.messages import News
+from serving.engines.vllm import MAX_TOP_LOGPROBS
+
+GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+LEAST_STEP_TOKENS = 2048  # of one step, by vLLM's own choice on any device; it wants no fewer than requests
+
+
+@dataclass(slots=True)
+class Request:
+    """What is to be known of a request when it gets tokens."""
+
+    tokens_left: int
+    num_top: int | None
+    """How many of the likeliest tokens are told; None where no log-probabilities are."""
+
+
+class Batch:
+    """The requests in an engine, by their numbers; `cache_tokens` is set where its cache holds less than the model's whole context."""
+
+    def __init__(self, engine: LLMEngine, cache_tokens: int | None = None) -> None:
+        self._engine = engine
+        self._cache_tokens = cache_tokens
+        self._scheduler = engine.engine_core.engine_core.scheduler  # in this very process: see VARIABLES
+        self._requests: dict[int, Request] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._requests)
+
+    @property
+    def figures(self) -> tuple[int, int, float]:
+        """Requests running and waiting, and the share of the cache in use, as of the last step."""
+        num_running = len(self._scheduler.running)
+        return num_running, len(self._requests) - num_running, self._scheduler.kv_cache_manager.usage
+
+    def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
+        """Takes a request in; news only where vLLM refuses it."""
+        if self._cache_tokens is not None and len(prompt_ids) >= self._cache_tokens:
+            return number, [], None, None, LARGER_THAN_CACHE
+        try:
+            self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling))
+        except (ValueError, VLLMClientError) as error:  # refuses this one request; the others go on
+            return number, [], None, None, f"the engine refuses this request: {error}"
+        self._requests[number] = Request(sampling.max_tokens, sampling.logprobs)
+        return None
+
+    def cancel(self, number: int) -> None:
+        """Forgets a request and frees its cache."""
+        if self._requests.pop(number, None) is not None:
+            self._engine.abort_request([str(number)])
+
+    def clear(self) -> None:
+        """Forgets all requests."""
+        for number in list(self._requests):
+            self.cancel(number)
+
+    def step(self) -> list[News]:
+        """Computes the next tokens and gives what each request got."""
+        return [self._read(int(output.request_id), output.outputs[0]) for output in self._engine.step()]
+
+    def _read(self, number: int, output: Any) -> News:
+        request, ids, reason = self._requests[number], list(output.token_ids), output.finish_reason
+        request.tokens_left -= len(ids)
+        if reason == "stop":
+            ids.pop()  # the token that ended it
+        told = None
+        if request.num_top is not None:
+            told = [told_logprobs(token, by_id, request.num_top) for token, by_id in zip(ids, output.logprobs or (), strict=False)]
+        refusal = None
+        if reason is not None:
+            del self._requests[number]
+            if reason == "length" and request.tokens_left and self._cache_tokens is not None:
+                refusal = LARGER_THAN_CACHE
+            elif reason not in ("stop", "length"):
+                refusal = f"the engine gave this request up ({reason}), most likely for its grammar."
+        return number, ids, told, None if refusal else reason, refusal
+
+
+def told_logprobs(token: int, by_id: Mapping[int, Logprob], num_top: int) -> tuple[float, list[tuple[int, float]]]:
+    """The log-probability of the chosen token, and of the `num_top` likeliest, best first; what a grammar ruled out is not told."""
+    ranked = sorted((one.rank, other, one.logprob) for other, one in by_id.items() if one.rank is not None and one.rank <= num_top)
+    return by_id[token].logprob, [(other, value) for _, other, value in ranked if value > -math.inf]
+
+
+def sampling_params(sampling: Sampling) -> SamplingParams:
+    """vLLM's own settings of one request. Raises VLLMClientError on what it does not take."""
+    is_greedy = sampling.temperature < GREEDY_TEMPERATURE
+    params = SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=0.0 if is_greedy else sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k or 0,
+        min_p=sampling.min_p,
+        seed=None if sampling.seed is None else sampling.seed % (1 << 63),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logprobs=sampling.logprobs,
+        stop_token_ids=list(sampling.stop_ids),
+        ignore_eos=sampling.grammar is None,  # a finished grammar leaves nothing but the end, whatever the stop ids are
+        structured_outputs=structured_outputs(sampling.grammar),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,
+    )
+    if not is_greedy:
+        params.temperature = sampling.temperature  # it raises those below 0.01 to that
+    return params
+
+
+def structured_outputs(grammar: Grammar | None) -> StructuredOutputsParams | None:
+    """The grammar in vLLM's form."""
+    if grammar is None:
+        return None
+    return StructuredOutputsParams(json=grammar.text) if grammar.kind == "json_schema" else StructuredOutputsParams(regex=grammar.text)
+
+
+def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int) -> Batch:
+    """The batch of a merged model's folder. Raises what vLLM raises when it cannot read it.
+
+    It computes in the dtype that the model has; only safetensors are read. A context that the cache cannot hold is cut to what it can.
+    """
+    # Where the processor has such a unit vLLM's attention uses it, and Linux ends a process that did not ask before (SIGILL).
+    torch.cpu._init_amx()
+    config = EngineArgs(
+        model=model_dir,
+        load_format="safetensors",
+        use_tqdm_on_load=False,
+        generation_config="vllm",  # no defaults of the model's own in place of what a request leaves out
+        seed=random.getrandbits(31),  # of requests without one: replicas must not give all users the same "random" answers
+        max_model_len=-1,
+        max_num_seqs=max_running_requests,
+        max_num_batched_tokens=max_running_requests if max_running_requests > LEAST_STEP_TOKENS else None,
+        kv_cache_memory_bytes=cache_bytes,
+        enable_prefix_caching=True,  # a shared system prompt is computed once
+        max_logprobs=MAX_TOP_LOGPROBS,
+        logprobs_mode="raw_logprobs",  # the model's own
+        structured_outputs_config={"backend": "xgrammar"},  # the first request would decide for all later ones
+        enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes and gains little
+        disable_log_stats=True,
+    ).create_engine_config(UsageContext.OPENAI_API_SERVER)  # whose defaults fit many requests at once
+    context_tokens = config.model_config.max_model_len
+    engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    fitting_tokens = config.model_config.max_model_len  # the engine lowers it to what its cache holds
+    batch = Batch(engine, fitting_tokens if fitting_tokens < context_tokens else None)
+    batch.add(-1, [0], Sampling(max_tokens=1))  # what it cannot compute, some head sizes for example, shows with the first token only
+    while batch.has_work:
+        batch.step()
+    return batch
+
+
+if __name__ == "__main__":
+    run_engine(int(sys.argv[1]), make_batch)

@@ -1,0 +1,72 @@
+"""What is vLLM's own, beside what every engine must do: a cache smaller than the context, and a server whose engine has another Python."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from serving.config import ServeConfig
+from serving.engines.base import RequestRefusedError, Sampling
+from serving.engines.interpreter import engine_python
+from serving.engines.process import ProcessEngine
+from serving.engines.vllm import CAPABILITIES, VARIABLES
+
+pytestmark = pytest.mark.vllm
+CACHE_BYTES = 2 * 128 * 512  # blocks of 128 tokens, of which vLLM keeps one for itself; the wide toy's tokens take 512 bytes each
+CACHE_TOKENS = 128
+
+
+def test_request_larger_than_the_cache_is_refused_and_the_others_are_answered(wide_base: Path) -> None:
+    settings = {"model_dir": str(wide_base), "max_running_requests": 4, "cache_bytes": CACHE_BYTES}
+    python = engine_python(ServeConfig(engine="vllm"))
+
+    async def collect(engine: ProcessEngine, num_prompt: int, max_tokens: int) -> int:
+        num_made = 0
+        async with aclosing(engine.generate([5] * num_prompt, Sampling(max_tokens=max_tokens))) as chunks:
+            async for chunk in chunks:
+                num_made += len(chunk.ids)
+        return num_made
+
+    async def run() -> list[Any]:
+        engine = ProcessEngine(wide_base, "serving.engines.vllm_steps", settings, CAPABILITIES, python, VARIABLES)
+        await engine.start()
+        try:
+            sizes = [(CACHE_TOKENS, 1), (100, CACHE_TOKENS), (100, 20), (100, 28)]
+            return await asyncio.gather(*(collect(engine, *size) for size in sizes), return_exceptions=True)
+        finally:
+            await engine.stop()
+
+    *refused, short, exact = asyncio.run(run())
+    assert [type(error) for error in refused] == [RequestRefusedError] * 2
+    assert all("raise serve.cache_gb" in str(error) for error in refused)
+    assert (short, exact) == (20, 28)
+
+
+def test_server_with_vllm_answers_and_leaves_no_process(wide_base: Path, start_toy_server: Callable[..., Any]) -> None:
+    server = start_toy_server(model_dir=wide_base, engine="vllm")
+    try:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            answer = client.completions.create(
+                model="toy", prompt="turn the lamp", max_tokens=8, logprobs=2, extra_body={"ignore_eos": True}
+            )
+        family = server.family()
+        (engine,) = [process for process in family if "serving.engines.vllm_steps" in process.cmdline()]
+        assert Path(engine.cmdline()[0]) == engine_python(ServeConfig(engine="vllm")) != Path(sys.executable)
+    finally:
+        assert server.stop() == 0
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert answer.choices[0].logprobs is not None
+    tops = answer.choices[0].logprobs.top_logprobs or []
+    assert len(tops) == 8
+    assert any(len(top) >= 2 for top in tops)  # by text: half a character looks like another half
+    assert psutil.wait_procs(family, timeout=10)[1] == []
