@@ -89,7 +89,7 @@ class Figures:
     kv_cache_usage: float
     """Of all: the mean of the replicas."""
     prefix_hit_rate: Share | None
-    """Tokens of prompts that the cache held; absent where the engine does not tell, as OpenVINO's does not."""
+    """Tokens of prompts that the prefix cache held; absent where the engine does not tell, as OpenVINO's does not."""
     num_refused: int
     """Requests that found the queue full, since the start."""
     refused_per_s: float

@@ -1,7 +1,10 @@
 """What Prometheus can read of a model's replicas; the names are a public interface.
 
 - What vLLM measures too has vLLM's name, so that the dashboards people have go on working; the rest begins with `slipway_`.
-- Every sample names its replica; the front answers a scrape with the figures of all of them.
+- Every sample names its replica; the front answers a scrape for all of them, with its own figures (`front/figures.py`).
+- What the prefix cache held is told of the engine vLLM only. OpenVINO's pipeline keeps such a cache and does not tell: for a prompt that it
+  held whole and for a new one, its metrics, the request's own and the number of steps are the same, and only times differ. To count for it
+  would be to guess what its block manager has thrown out.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from serving.admission import Gate
 from serving.autoscaling.load import RecentTimes
-from serving.engines.base import Engine
+from serving.engines.base import Engine, Figures
 
 FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BETWEEN_TOKENS_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
@@ -109,6 +112,7 @@ class _LiveCollector:
         refused = CounterMetricFamily("slipway_requests_refused", "Requests that found the queue full.", labels=LABELS)
         refused.add_metric(self._labels, gate.num_refused)
         return [
+            *self._prefix_cache(figures),
             self._gauge("vllm:num_requests_running", "Requests that are being answered.", figures.num_running),
             self._gauge("vllm:num_requests_waiting", "Requests that wait for a place in the batch.", num_waiting),
             self._gauge("vllm:kv_cache_usage_perc", "Share of the KV cache that holds tokens, from 0 to 1.", figures.cache_usage),
@@ -116,6 +120,20 @@ class _LiveCollector:
             self._gauge("slipway_retry_after_seconds", "What a request that found the queue full would be told.", gate.retry_after_s),
             refused,
         ]
+
+    def _prefix_cache(self, figures: Figures) -> list[CounterMetricFamily]:
+        """Nothing where the engine does not tell: 0 would say that nothing is ever found."""
+        told = (
+            ("vllm:prefix_cache_queries", "Tokens of prompts that the prefix cache was asked for.", figures.prefix_asked_tokens),
+            ("vllm:prefix_cache_hits", "Tokens of prompts that the prefix cache held.", figures.prefix_held_tokens),
+        )
+        families = []
+        for name, text, value in told:
+            if value is not None:
+                family = CounterMetricFamily(name, text, labels=LABELS)
+                family.add_metric(self._labels, value)
+                families.append(family)
+        return families
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=LABELS)

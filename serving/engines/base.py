@@ -121,6 +121,10 @@ class Figures:
     num_waiting: int
     cache_usage: float
     """Share of the KV cache that holds tokens, from 0 to 1."""
+    prefix_asked_tokens: int | None = None
+    """Tokens of all prompts so far, each of which the prefix cache was asked for; None where the library does not tell."""
+    prefix_held_tokens: int | None = None
+    """Those of them that it held."""
 
 
 class Engine(Protocol):

@@ -27,8 +27,8 @@ class Batch(Protocol):
         """Whether a step would do anything."""
 
     @property
-    def figures(self) -> tuple[int, int, float]:
-        """Requests running and waiting, and the share of the cache in use, as of the last step."""
+    def figures(self) -> tuple[int, int, float] | tuple[int, int, float, int, int]:
+        """The values of `base.Figures`, as of the last step; those of the prefix cache only where the library tells them."""
 
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where it is refused."""

@@ -25,12 +25,14 @@ class ScriptedEngine:
         fails_after: int | None = None,
         is_endless: bool = False,
         capabilities: Capabilities = ALL,
+        prefix_counts: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self._answer_ids = tuple(answer_ids)
         self._chunk_tokens = chunk_tokens
         self._fails_after = fails_after
         self._is_endless = is_endless
         self._capabilities = capabilities
+        self._prefix_counts = prefix_counts
         self._failure: str | None = None
         self._num_running = 0
         self.seen: list[tuple[tuple[int, ...], Sampling]] = []
@@ -56,8 +58,8 @@ class ScriptedEngine:
 
     @property
     def figures(self) -> Figures:
-        """Requests now."""
-        return Figures(self._num_running, 0, 0.0)
+        """Requests now, and the prefix cache as told."""
+        return Figures(self._num_running, 0, 0.0, *self._prefix_counts)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """The scripted answer. Raises EngineError as told."""

@@ -34,6 +34,8 @@ class Request:
     tokens_left: int
     num_top: int | None
     """How many of the likeliest tokens are told; None where no log-probabilities are."""
+    num_prompt: int
+    """Tokens of its prompt, until it is known how many of them the prefix cache held; then 0."""
 
 
 class Batch:
@@ -44,6 +46,7 @@ class Batch:
         self._cache_tokens = cache_tokens
         self._scheduler = engine.engine_core.engine_core.scheduler  # in this very process: see VARIABLES
         self._requests: dict[int, Request] = {}
+        self._prefix_asked_tokens = self._prefix_held_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -51,10 +54,11 @@ class Batch:
         return bool(self._requests)
 
     @property
-    def figures(self) -> tuple[int, int, float]:
-        """Requests running and waiting, and the share of the cache in use, as of the last step."""
+    def figures(self) -> tuple[int, int, float, int, int]:
+        """The values of `base.Figures`, as of the last step."""
         num_running = len(self._scheduler.running)
-        return num_running, len(self._requests) - num_running, self._scheduler.kv_cache_manager.usage
+        num_waiting, usage = len(self._requests) - num_running, self._scheduler.kv_cache_manager.usage
+        return num_running, num_waiting, usage, self._prefix_asked_tokens, self._prefix_held_tokens
 
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where vLLM refuses it."""
@@ -64,7 +68,7 @@ class Batch:
             self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling))
         except (ValueError, VLLMClientError) as error:  # refuses this one request; the others go on
             return number, [], None, None, f"the engine refuses this request: {error}"
-        self._requests[number] = Request(sampling.max_tokens, sampling.logprobs)
+        self._requests[number] = Request(sampling.max_tokens, sampling.logprobs, len(prompt_ids))
         return None
 
     def cancel(self, number: int) -> None:
@@ -79,7 +83,17 @@ class Batch:
 
     def step(self) -> list[News]:
         """Computes the next tokens and gives what each request got."""
-        return [self._read(int(output.request_id), output.outputs[0]) for output in self._engine.step()]
+        outputs = self._engine.step()
+        for output in outputs:
+            self._count_prefix(self._requests[int(output.request_id)], output.num_cached_tokens or 0)
+        return [self._read(int(output.request_id), output.outputs[0]) for output in outputs]
+
+    def _count_prefix(self, request: Request, num_held: int) -> None:
+        """Counts what the prefix cache held of a request's prompt, once."""
+        if request.num_prompt:
+            self._prefix_asked_tokens += request.num_prompt
+            self._prefix_held_tokens += num_held
+            request.num_prompt = 0
 
     def _read(self, number: int, output: Any) -> News:
         request, ids, reason = self._requests[number], list(output.token_ids), output.finish_reason

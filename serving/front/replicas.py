@@ -79,7 +79,8 @@ class Replicas:
         """Tells every replica that nothing more will be asked, and returns when all have closed, or when the time is up."""
         self._is_parting = True
         for writer in self._writers:
-            writer.write_eof()
+            with contextlib.suppress(OSError, RuntimeError):  # it has gone by itself at this moment
+                writer.write_eof()
         deadline_s = time.monotonic() + timeout_s
         while self._writers and (left_s := deadline_s - time.monotonic()) > 0:
             await self.wait_for_change(left_s)

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import uvloop
 from aiohttp import web
@@ -55,7 +55,7 @@ class FrontServer:
         while self._front.num_open and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
         if self._loop is not None and self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self.replicas.part(FAREWELL_S), self._loop).result()
+            wait([asyncio.run_coroutine_threadsafe(self.replicas.part(FAREWELL_S), self._loop)], STOP_TIMEOUT_S)
 
     def stop(self) -> None:
         """Ends the thread; requests that still run lose their connection."""

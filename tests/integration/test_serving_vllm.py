@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
@@ -57,6 +58,33 @@ def test_model_that_vllm_cannot_compute_is_refused_before_it_is_asked(toy_base: 
     engine = make_engine(toy_base, ServeConfig(engine="vllm"))
     with pytest.raises(ArtifactError, match=r"vllm cannot load it: .*head_dim=16"):
         asyncio.run(engine.start())
+
+
+def test_prefix_cache_counts_each_prompt_once_and_what_it_held_of_it(wide_base: Path) -> None:
+    """vLLM holds whole blocks, of 128 tokens; of a prompt that it holds to its end it computes the last token's anew."""
+    settings = {"model_dir": str(wide_base), "max_running_requests": 4, "cache_bytes": 20 * CACHE_BYTES}
+    first, other = [token % 200 + 5 for token in range(200)], [9] * 150
+
+    async def run() -> list[tuple[int, int]]:
+        engine = ProcessEngine(
+            wide_base, "serving.engines.vllm_steps", settings, CAPABILITIES, engine_python(ServeConfig(engine="vllm")), VARIABLES
+        )
+        await engine.start()
+        counts = []
+        try:
+            for prompt in (other[:1], first, first, first[:140] + [3] * 20, other):
+                async with aclosing(engine.generate(prompt, Sampling(max_tokens=4))) as chunks:
+                    async for _ in chunks:
+                        pass
+                figures = engine.figures
+                counts.append((figures.prefix_asked_tokens or 0, figures.prefix_held_tokens or 0))
+        finally:
+            await engine.stop()
+        return counts
+
+    counts = asyncio.run(run())
+    gained = [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(counts)]
+    assert gained == [(200, 0), (200, 128), (160, 128), (150, 0)]
 
 
 def test_server_with_vllm_answers_and_leaves_no_process(wide_base: Path, start_toy_server: Callable[..., Any]) -> None:

@@ -419,6 +419,13 @@ def test_metrics_count_requests_tokens_and_status() -> None:
         assert f'{name}{{model_name="toy",replica="r1"}} {value:.1f}' in lines
 
 
+def test_metrics_of_the_prefix_cache_are_told_only_where_the_engine_tells() -> None:
+    told = make_metrics("toy", scripted("x", prefix_counts=(100, 40)), Gate(1, 1), "r1").text
+    assert 'vllm:prefix_cache_queries_total{model_name="toy",replica="r1"} 100.0' in told
+    assert 'vllm:prefix_cache_hits_total{model_name="toy",replica="r1"} 40.0' in told
+    assert "prefix_cache" not in make_metrics("toy", scripted("x"), Gate(1, 1), "r1").text
+
+
 def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
     texts = []
     for replica in ("r1", "r2"):
@@ -438,7 +445,7 @@ def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
 def test_dashboard_names_only_metrics_that_are_served_and_all_of_vllms() -> None:
     expressions = re.findall(r'"expr": "(.*)"', (Path(__file__).parents[2] / "infra/grafana/serving.json").read_text())
     named = {name for expression in expressions for name in re.findall(r"(?:vllm:|slipway_)\w+", expression)}
-    api = make_api(scripted("abcd"))
+    api = make_api(scripted("abcd", prefix_counts=(9, 3)))
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "xyz"})
     served = set(re.findall(r"^([\w:]+){", request(api, "GET", "/metrics").text, re.MULTILINE))
     served |= set(re.findall("^# TYPE ([\\w:]+)", FrontFigures("toy", Replicas("token"), lambda: 0).text, re.MULTILINE))

@@ -121,6 +121,7 @@ def test_trace_of_a_request_goes_on_from_the_client_over_the_front_to_the_replic
             await here.client.get("/health")
             await here.client.get("/metrics")
             await asyncio.to_thread(here.front.drain, 5)
+            assert len(collector.named("chat toy")) == 2, "replicas have sent theirs before the front goes on to end"
 
     with log_lines(tmp_path) as lines:
         asyncio.run(scene())
