@@ -18,12 +18,12 @@ from typing import Any
 
 from infra import api_keys
 from infra.contracts import verify
-from infra.errors import ArtifactError, ConfigError, TransientError
+from infra.errors import ArtifactError, TransientError
 from infra.files import write_json_atomic
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
-from serving.cores import num_needed, with_cores
+from serving.cores import num_needed, require_gpus, with_cores
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.front.server import FrontServer
@@ -111,7 +111,7 @@ def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
     )
     signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
-    require_gpus(jobs, num_found=int(ray.cluster_resources().get("GPU", 0)))
+    require_gpus([job.serve for job in jobs], num_found=int(ray.cluster_resources().get("GPU", 0)))
     from ray import serve
 
     from serving.deployment import build_app
@@ -121,16 +121,6 @@ def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
     targets = [serve.RunTarget(build_app(job, address), name=job.application_name, route_prefix=None) for job in jobs]
     serve.run_many(targets, wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
     _wait_for_replica(front, deadline_s)
-
-
-def require_gpus(jobs: Sequence[ServeJob], num_found: int) -> None:
-    """Raises ConfigError where the replicas want more GPUs than Ray found here."""
-    wanted = sum(job.serve.gpus_per_replica * job.serve.most_replicas for job in jobs)
-    if wanted > num_found:
-        raise ConfigError(
-            f"the replicas need {wanted} GPUs; Ray found {num_found} on this machine. Lower serve.num_replicas (with serve.autoscale its "
-            "max_replicas) or serve.gpus_per_replica."
-        )
 
 
 def _wait_for_replica(front: FrontServer, deadline_s: float) -> None:

@@ -230,5 +230,5 @@ class BatchJob(Job):
     input: Path
     """A file `.jsonl`, `.ndjson` or `.parquet`, or a folder of them."""
     serve: ServeConfig = ServeConfig()
-    """The engines, `num_replicas` of them, and what a request may ask for; what concerns HTTP is not read."""
+    """The engines, as many as there can be replicas, and what a request may ask for; what concerns HTTP is not read."""
     batch: BatchConfig = BatchConfig()

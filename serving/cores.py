@@ -1,4 +1,4 @@
-"""Cores of this machine, shared among replicas."""
+"""Cores and GPUs of this machine, shared among replicas."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def with_cores(configs: Sequence[ServeConfig]) -> list[ServeConfig]:
 def num_needed(configs: Sequence[ServeConfig]) -> int:
     """Cores for all replicas that there can be."""
     return sum((config.cpus_per_replica or 1) * config.most_replicas for config in configs)
+
+
+def require_gpus(configs: Sequence[ServeConfig], num_found: int) -> None:
+    """Raises ConfigError where the replicas want more GPUs than Ray found here."""
+    wanted = sum(config.gpus_per_replica * config.most_replicas for config in configs)
+    if wanted > num_found:
+        raise ConfigError(
+            f"the replicas need {wanted} GPUs; Ray found {num_found} on this machine. Lower serve.num_replicas (with serve.autoscale its "
+            "max_replicas) or serve.gpus_per_replica."
+        )

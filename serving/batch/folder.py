@@ -22,7 +22,7 @@ from infra.provenance import Provenance
 from serving.batch.answers import Tally
 from serving.batch.journal import SUFFIX, Note, decode, encode
 from serving.batch.parts import InputFile, Part
-from serving.config import BATCH_MANIFEST_NAME, BatchFormat, EngineName, EngineWeights
+from serving.config import BATCH_MANIFEST_NAME, BatchFormat, EngineName, EngineWeights, Precision
 
 DONE_NAME = "_parts.jsonl"
 WORK_NAME = ".work"
@@ -36,6 +36,7 @@ class Settings(Config):
     model_digest: str
     engine: EngineName
     weights: EngineWeights
+    precision: Precision
     max_tokens_limit: int
     default_max_tokens: int
     max_body_bytes: int

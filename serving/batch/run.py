@@ -22,7 +22,8 @@ from serving.batch.folder import BatchFolder, Manifest, Result, Settings
 from serving.batch.journal import JournalReader
 from serving.batch.parts import Part, make_plan
 from serving.config import BatchFormat, BatchJob, ServeConfig
-from serving.cores import with_cores
+from serving.cores import require_gpus, with_cores
+from serving.engines.interpreter import engine_python
 from serving.engines.registry import MODEL_KINDS
 from serving.process_tree import adopt_orphans, end_children
 
@@ -36,8 +37,10 @@ def run(job: BatchJob) -> None:
     Raises ArtifactError and ConfigError before anything starts, TransientError where it ends early and can be resumed.
     """
     started_s = time.monotonic()
+    if job.serve.pools:
+        raise ConfigError("serve.pools: a batch has engines of one kind. Set serve.pools=[], and what they have in common.")
     digest = verify(job.model_dir, MODEL_KINDS[job.serve.engine]).digest
-    job = job.model_copy(update={"serve": with_cores([job.serve])[0], "output_dir": job.output_dir.absolute()})
+    job = _settled(job)
     _require_apart(job)
     plan = make_plan(job.input, job.batch.rows_per_part)
     settings = make_settings(job, digest, plan.format)
@@ -63,6 +66,13 @@ def run(job: BatchJob) -> None:
         folder.finish(manifest.model_copy(update={"result": result}))
 
 
+def _settled(job: BatchJob) -> BatchJob:
+    """The job with cores, the engine's Python and its folder settled. Raises ConfigError: too few cores, no Python with the engine."""
+    (config,) = with_cores([job.serve])
+    serve = config.model_copy(update={"engine_python": engine_python(config)})
+    return job.model_copy(update={"serve": serve, "output_dir": job.output_dir.absolute()})
+
+
 def make_settings(job: BatchJob, model_digest: str, input_format: BatchFormat) -> Settings:
     """What of the job decides the answers."""
     limits = job.serve.model_dump(include=Settings.model_fields.keys() & ServeConfig.model_fields.keys())
@@ -80,7 +90,7 @@ def _require_apart(job: BatchJob) -> None:
 def answer_parts(job: BatchJob, settings: Settings, parts: Sequence[Part]) -> None:
     """Answers and writes the parts. Raises the known error of a worker, TransientError where Ray fails."""
     adopt_orphans()
-    num_workers = min(job.serve.num_replicas, len(parts))
+    num_workers = min(job.serve.most_replicas, len(parts))
     cpus = job.serve.cpus_per_replica or 1
     try:
         with local_ray(num_workers * cpus, OBJECT_STORE_BYTES):
@@ -90,12 +100,14 @@ def answer_parts(job: BatchJob, settings: Settings, parts: Sequence[Part]) -> No
 
 
 def _answer_on_ray(job: BatchJob, settings: Settings, parts: Sequence[Part], num_workers: int, cpus: int) -> None:
+    import ray
     import ray.data
     from ray.exceptions import RayError
 
     from serving.batch.actor import PartAnswerer
     from serving.batch.worker import open_parts
 
+    require_gpus([job.serve], num_found=int(ray.cluster_resources().get("GPU", 0)))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -109,10 +121,11 @@ def _answer_on_ray(job: BatchJob, settings: Settings, parts: Sequence[Part], num
     )
     dataset = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map_batches(
         PartAnswerer,
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=pool,
         num_cpus=cpus,
+        num_gpus=job.serve.gpus_per_replica,
         fn_constructor_args=(job.model_dump_json(), settings.model_dump_json()),
     )
     try:

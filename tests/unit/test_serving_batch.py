@@ -45,10 +45,9 @@ def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def settings(**batch: Any) -> Settings:
-    return Settings(
-        model_name="toy", model_digest="d", engine="openvino", weights="full", max_tokens_limit=2048, default_max_tokens=16,
-        max_body_bytes=LIMITS.max_body_bytes, **{"rows_per_part": 128, "ignored_fields": (), "format": "jsonl", **batch},
-    )  # fmt: skip
+    given = {"rows_per_part": 128, "ignored_fields": (), "format": "jsonl", **batch}
+    limits = {"max_tokens_limit": 2048, "default_max_tokens": 16, "max_body_bytes": LIMITS.max_body_bytes}
+    return Settings(model_name="toy", model_digest="d", engine="openvino", weights="full", precision="f32", **limits, **given)
 
 
 def read_all(plan: Plan, max_row_bytes: int = 10_000) -> list[Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import ConfigError
-from serving.app import require_gpus
 from serving.config import PoolConfig, ServeConfig, ServeJob
+from serving.cores import require_gpus
 from serving.engines.interpreter import PACKAGES, engine_python
 
 
@@ -60,7 +60,8 @@ def test_named_python_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monke
 def test_more_gpus_than_there_are_is_refused_with_both_numbers() -> None:
     gpu = {"accelerator": "gpu", "engine": "vllm"}
     serve = ServeConfig(pools=[PoolConfig(name="a", num_replicas=2, **gpu), PoolConfig(name="b", **gpu), PoolConfig(name="c")])
-    jobs = ServeJob(output_dir=Path("out"), model_dir=Path("model"), model_name="toy", serve=serve).per_pool
-    require_gpus(jobs, num_found=3)
+    job = ServeJob(output_dir=Path("out"), model_dir=Path("model"), model_name="toy", serve=serve)
+    configs = [each.serve for each in job.per_pool]
+    require_gpus(configs, num_found=3)
     with pytest.raises(ConfigError, match=r"need 3 GPUs; Ray found 2 .*serve\.gpus_per_replica"):
-        require_gpus(jobs, num_found=2)
+        require_gpus(configs, num_found=2)
