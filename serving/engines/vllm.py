@@ -14,8 +14,8 @@ GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
 CAPABILITIES = Capabilities(engine="vllm", max_top_logprobs=MAX_TOP_LOGPROBS, grammars=GRAMMARS)
 VARIABLES = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would bind every replica to the same cores
-    # Threads that wait sleep: spinning makes a step 1.6 times as fast where nothing else runs, and 10 to 40 times as slow where the cores
-    # are shared, with the server's own process for one (32 streams through a busy machine's server: 300 tokens/s instead of 90).
+    # Threads that wait sleep: spinning makes steps 1.6 to 1.9 times as fast where nothing else runs, and up to 40 times as slow where the
+    # cores are shared. The server's own process shares them: on two cores 22 to 23 tokens/s at one stream, and 8 to 25 with spinning.
     "OMP_WAIT_POLICY": "passive",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is one of its own already; another below it could outlive it
     "VLLM_PLUGINS": "",  # no code but its own
