@@ -142,6 +142,7 @@ def without_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
     return {**choice, "logprobs": [token["token"] for token in likely]}
 
 
+@pytest.mark.slow
 def test_batch_lost_worker_of_two_is_replaced_and_every_row_is_answered_once(toy_quantized: Path, tmp_path: Path) -> None:
     source, output = long_rows(tmp_path / "in.jsonl"), tmp_path / "out"
     process = start_program(toy_quantized, source, output, tmp_path / "place", num_replicas=2)
