@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from pyarrow import parquet
 
 from infra.settings import child_environment
