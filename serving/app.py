@@ -20,6 +20,7 @@ from infra import api_keys
 from infra.contracts import verify
 from infra.errors import ArtifactError, TransientError
 from infra.files import write_json_atomic
+from infra.local_ray import start_ray
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
@@ -97,20 +98,11 @@ def _with_python(job: ServeJob) -> ServeJob:
 def _start(jobs: Sequence[ServeJob], front: FrontServer) -> None:
     """Starts front, Ray and an application a pool; waits until a replica is there. Raises ConfigError, ArtifactError, TransientError."""
     address = front.start()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     os.environ.update(RAY_ENVIRONMENT)
     import ray
 
     deadline_s = time.monotonic() + jobs[0].serve.start_timeout_s
-    ray.init(
-        address="local",
-        num_cpus=num_needed([job.serve for job in jobs]),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
-    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init takes the signal for itself
+    start_ray(num_needed([job.serve for job in jobs]), OBJECT_STORE_BYTES)
     require_gpus([job.serve for job in jobs], num_found=int(ray.cluster_resources().get("GPU", 0)))
     from ray import serve
 

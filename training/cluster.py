@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import ConfigError, TransientError
+from infra.local_ray import start_ray
 from infra.network import require_listener
 from infra.settings import program_variables
 from training.config import TrainConfig
@@ -80,17 +81,13 @@ def cpus_per_worker(train: TrainConfig, node_cpus: Sequence[int]) -> int:
 
 def _start(train: TrainConfig, slots: Path) -> Place:
     import psutil
-    import ray
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
     cpus = cpus_per_worker(train, [cores])
     make_slots(slots, train.max_workers)
     loading = threading.Thread(target=importlib.import_module, args=("ray.train",))  # half a second that Ray's start leaves idle
     loading.start()
-    ray.init(
-        address="local", num_cpus=train.max_workers + NUM_OTHERS, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
-    )  # fmt: skip
+    start_ray(train.max_workers + NUM_OTHERS, OBJECT_STORE_BYTES)
     loading.join()
     keep_environments_alike()
     return Place(cpus, _has_gpus(train), is_own_ray=True)

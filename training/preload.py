@@ -2,6 +2,7 @@
 
 Such a Ray starts, at once, a process for each worker and two more, for Ray Train's controller and for the actor that its workers meet at.
 Ray hands out first the processes that were ready first, so the last ones will be the workers: they load torch and transformers meanwhile.
+Where a worker is asked for before one of them is ready, Ray starts yet another process, which lets them go first.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import contextlib
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 SLOTS_VARIABLE = "SLIPWAY_PRELOAD_SLOTS"
+SLOT_PATTERN = "[0-9]" * 5
+LOADING = ".loading"
+LOADING_TIMEOUT_S = 20.0  # the file of a process that was killed stays
 NUM_OTHERS = 2
-HIDDEN = "sklearn"
+HIDDEN = ("scipy", "sklearn")  # 0.6 and 0.5 s, which transformers loads for functions that are never called
 
 
 def make_slots(folder: Path, num_workers: int) -> None:
@@ -25,13 +30,27 @@ def make_slots(folder: Path, num_workers: int) -> None:
     os.environ[SLOTS_VARIABLE] = str(folder)
 
 
-def take_slot() -> bool:
-    """Whether this process is so late that it will be a worker."""
-    for slot in sorted(Path(os.environ[SLOTS_VARIABLE]).glob("*")):
+def take_slot(folder: Path) -> int | None:
+    """How many processes came before this one; None where it was not expected."""
+    for slot in sorted(folder.glob(SLOT_PATTERN)):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            slot.unlink()
-            return int(slot.name) >= NUM_OTHERS
-    return False
+            slot.rename(slot.with_suffix(LOADING))
+            return int(slot.name)
+    return None
+
+
+def preload(folder: Path) -> None:
+    """Loads the trainer where this process will be a worker; waits for those that do where it was not expected."""
+    slot = take_slot(folder)
+    if slot is not None:
+        try:
+            if slot >= NUM_OTHERS:
+                load_trainer()
+        finally:
+            (folder / f"{slot:05}{LOADING}").unlink(missing_ok=True)
+    deadline_s = time.monotonic() + LOADING_TIMEOUT_S
+    while slot is None and any(folder.glob(f"*{LOADING}")) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
 
 
 def keep_environments_alike() -> None:
@@ -45,18 +64,16 @@ def keep_environments_alike() -> None:
 
 
 def load_trainer() -> ModuleType:
-    """The worker's module. scikit-learn, half a second which transformers loads for one function that is never called, is kept out."""
-    is_new = HIDDEN not in sys.modules
-    if is_new:
-        sys.modules[HIDDEN] = None  # type: ignore[assignment]  # the import system's own sign for a package that is not there
+    """The worker's module, loaded without what is hidden from it; after that everything can be imported again."""
+    hidden = [name for name in HIDDEN if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is the import system's own sign for a package not there
     try:
         return importlib.import_module("training.worker")
     finally:
-        if is_new:
-            del sys.modules[HIDDEN]
+        for name in hidden:
+            del sys.modules[name]
 
 
 if os.environ.get(SLOTS_VARIABLE):
     keep_environments_alike()
-    if take_slot():
-        load_trainer()
+    preload(Path(os.environ[SLOTS_VARIABLE]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,28 @@ def test_trainer_leaves_out_the_two_actors_that_have_nothing_to_do(workers: Any,
 def test_preload_is_for_the_processes_that_start_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(preload.SLOTS_VARIABLE, "")  # so that it is put back after
     preload.make_slots(tmp_path, num_workers=2)
-    assert [preload.take_slot() for _ in range(6)] == [False, False, True, True, False, False]
+    loaded: list[int] = []
+    monkeypatch.setattr(preload, "load_trainer", lambda: loaded.append(len(list(tmp_path.glob("*.loading")))))
+    for _ in range(6):
+        preload.preload(tmp_path)
+    assert loaded == [1, 1]  # the third and the fourth process, each seen to be loading by others
+    assert not list(tmp_path.iterdir())
 
 
-def test_trainer_loads_without_scikit_learn_and_leaves_it_importable() -> None:
-    code = "from training.preload import load_trainer; import sys; load_trainer(); print('sklearn' in sys.modules); import sklearn"
+def test_preload_lets_processes_go_first_that_are_loading(tmp_path: Path) -> None:
+    loading = tmp_path / "00002.loading"
+    loading.touch()
+    late = threading.Thread(target=preload.preload, args=(tmp_path,))
+    late.start()
+    late.join(0.3)
+    assert late.is_alive()
+    loading.unlink()
+    late.join(5)
+    assert not late.is_alive()
+
+
+@pytest.mark.parametrize("name", preload.HIDDEN)
+def test_trainer_loads_without_packages_that_it_does_not_use_and_leaves_them_importable(name: str) -> None:
+    code = f"from training.preload import load_trainer; import sys; load_trainer(); print('{name}' in sys.modules); import {name}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "False"
