@@ -38,9 +38,17 @@ class EngineLimits(Config):
 
 
 ENGINES = {
-    # optimum-intel 2.2, exporters/openvino/model_configs.py: has an export of these with the task text-generation-with-past. Our engine
-    # serves what was exported; OpenVINO GenAI's own `adapters` are not used. On a processor its KV cache holds 8-bit numbers with scales.
-    "openvino": EngineLimits(model_types=MODEL_TYPES, cache_value_bytes=1),
+    # optimum-intel 2.2, exporters/openvino/model_configs.py: has an export of these with the task text-generation-with-past. OpenVINO
+    # GenAI 2026.4 passes over DoRA's norms without a word. On a processor its KV cache holds 8-bit numbers with scales.
+    "openvino": EngineLimits(
+        model_types=MODEL_TYPES,
+        adapters=AdapterLimits(max_rank=512, takes_dora=False, takes_rslora=True, modules=LAYERS),
+        cache_value_bytes=1,
+    ),
+    # Low-rank products of our own (engines/torch_adapters.py).
+    "torch": EngineLimits(
+        model_types=MODEL_TYPES, adapters=AdapterLimits(max_rank=512, takes_dora=False, takes_rslora=True, modules=LAYERS)
+    ),
     # vLLM 0.32: config/lora.py (MaxLoRARanks), lora/peft_helper.py (_validate_features), lora/utils.py (get_supported_lora_modules) and
     # model_executor/models/registry.py.
     "vllm": EngineLimits(

@@ -39,6 +39,8 @@ def run(job: BatchJob) -> None:
     started_s = time.monotonic()
     if job.serve.pools:
         raise ConfigError("serve.pools: a batch has engines of one kind. Set serve.pools=[], and what they have in common.")
+    if job.serve.adapters:
+        raise ConfigError("serve.adapters: a batch answers with one model. Set serve.adapters={}, or merge the adapter.")
     digest = verify(job.model_dir, MODEL_KINDS[job.serve.engine]).digest
     job = _settled(job)
     _require_apart(job)

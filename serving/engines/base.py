@@ -62,6 +62,8 @@ class Sampling(Config):
     grammar: Grammar | None = None
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the answer; they are not part of it."""
+    adapter: str | None = None
+    """Name of the adapter that answers; absent means the model alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class Figures:
     """Tokens of all prompts so far, each of which the prefix cache was asked for; None where the library does not tell."""
     prefix_held_tokens: int | None = None
     """Those of them that it held."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters in memory."""
 
 
 class Engine(Protocol):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from serving.adapters import adapter_settings
 from serving.config import Precision, ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
@@ -14,7 +17,10 @@ GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
 
 
 class OpenVinoEngine(ProcessEngine):
-    """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache."""
+    """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache.
+
+    `adapters` is what `adapter_settings` says of them.
+    """
 
     def __init__(
         self,
@@ -24,6 +30,7 @@ class OpenVinoEngine(ProcessEngine):
         num_threads: int | None = None,
         precision: Precision = "f32",
         python: Path | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {
             "model_dir": str(model_dir.absolute()),
@@ -31,6 +38,7 @@ class OpenVinoEngine(ProcessEngine):
             "cache_gb": cache_gb,
             "num_threads": num_threads,
             "precision": precision,
+            **(adapters or {}),
         }
         super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
@@ -38,7 +46,15 @@ class OpenVinoEngine(ProcessEngine):
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
     """The engine that `config` describes; nothing is loaded before it starts."""
     python = engine_python(config)
-    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python)
+    return OpenVinoEngine(
+        model_dir,
+        config.max_running_requests,
+        config.cache_gb,
+        config.cpus_per_replica,
+        config.precision,
+        python,
+        adapter_settings(config),
+    )
 
 
 def capabilities(model_dir: Path) -> Capabilities:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import openvino
 import openvino_genai
 
 from infra.files import read_json
+from serving.adapters import PEFT_PREFIX, AdapterFiles, read_adapters
+from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.child import Batch as AnyBatch
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+MODEL_NAME = "openvino_model.xml"
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
@@ -24,6 +30,8 @@ MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 class Batch:
     """The requests in a pipeline, by their numbers."""
+
+    adapters: Sequence[str] = ()
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -141,8 +149,19 @@ def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
     return max(1, int(cache_gb * (1 << 30)) // int(block_bytes))
 
 
-def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str = "f32") -> Any:
-    """The pipeline of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
+def load(
+    model_dir: str,
+    max_running_requests: int,
+    cache_gb: float,
+    num_threads: int | None,
+    precision: str = "f32",
+    adapter: AdapterFiles | None = None,
+) -> Any:
+    """The pipeline of a model folder, for good with this adapter if any. Raises RuntimeError when OpenVINO cannot read it.
+
+    The library takes an adapter a request too, and gives an answer without it: `add_request` does not read that setting, and what does,
+    `generate`, wants the same one of all requests. The adapter's product is added in 32 bits to that of the 8-bit weights.
+    """
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.num_kv_blocks = cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb)
     scheduler.max_num_seqs = max_running_requests
@@ -150,12 +169,42 @@ def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
+    if adapter is not None:
+        loaded = openvino_genai.Adapter(adapter.weights)
+        properties["adapters"] = openvino_genai.AdapterConfig(loaded, adapter.scale, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
 
 
-def make_batch(**settings: Any) -> Batch:
-    """The batch of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
-    return Batch(load(**settings))
+def make_batch(
+    model_dir: str, cache_gb: float, adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, **settings: Any
+) -> AnyBatch:
+    """The batch of a model folder, and of adapters on it.
+
+    Raises RuntimeError when OpenVINO cannot read it, ValueError on an adapter that does not fit it.
+    """
+    files = read_adapters(adapters)
+    settings |= {"model_dir": model_dir, "cache_gb": cache_gb / (1 + max_adapters)}
+    base = Batch(load(**settings))
+    if not files:
+        return base
+    model = (Path(model_dir) / MODEL_NAME).read_text()
+    for name, adapter in files.items():
+        require_layers(name, adapter, model)
+    return AdapterBatch(base, lambda name: Batch(load(**settings, adapter=files[name])), max_adapters)
+
+
+def require_layers(name: str, adapter: AdapterFiles, model: str) -> None:
+    """Raises ValueError where a tensor of an adapter changes no layer in the text of a model; the library passes over it with a warning."""
+    changed = {tensor.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for tensor in tensor_names(adapter.weights)}
+    if unknown := sorted(module for module in changed if f'"__module.{module}/' not in model):
+        raise ValueError(f"the adapter {name!r} changes {unknown[:3]}, which the exported model lacks. Quantize its base again.")
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, whose header is JSON after its length in 8 bytes."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return [name for name in header if name != "__metadata__"]
 
 
 if __name__ == "__main__":

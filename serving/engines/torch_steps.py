@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 from transformers.utils import logging
 
+from serving.adapters import AdapterFiles, read_adapters
 from serving.config import EngineWeights
+from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
+from serving.engines.child import Batch as AnyBatch
 from serving.engines.child import run_engine
 from serving.engines.messages import News
 from serving.engines.sampler import Row, choose
+from serving.engines.torch_adapters import AdapterLayers
 
 
 @dataclass
@@ -46,10 +52,13 @@ class Group:
 
 
 class Batch:
-    """The requests of one model, up to `max_running_requests` of them at once."""
+    """The requests of one model, up to `max_running_requests` of them at once; `prepared` surrounds whatever the model computes."""
 
-    def __init__(self, model: Any, max_running_requests: int) -> None:
+    adapters: Sequence[str] = ()
+
+    def __init__(self, model: Any, max_running_requests: int, prepared: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._model = model
+        self._prepared = prepared
         self._max_running = max_running_requests
         self._waiting: dict[int, Row] = {}
         self._groups: list[Group] = []
@@ -115,7 +124,7 @@ class Batch:
     def _advance(self, group: Group) -> list[News]:
         """One token for every row of a group; rows that ended leave it."""
         positions = (group.mask.cumsum(-1) - 1).clamp(min=0)[:, -group.next_ids.shape[1] :]
-        with torch.inference_mode():
+        with torch.inference_mode(), self._prepared():
             output = self._model(
                 input_ids=group.next_ids, attention_mask=group.mask, position_ids=positions, past_key_values=group.cache, logits_to_keep=1
             )
@@ -127,8 +136,15 @@ class Batch:
         return news
 
 
-def make_batch(model_dir: str, max_running_requests: int, weights: EngineWeights, num_threads: int | None) -> Batch:
-    """The batch of a merged model's folder. Raises OSError or ValueError when transformers cannot read it.
+def make_batch(
+    model_dir: str,
+    max_running_requests: int,
+    weights: EngineWeights,
+    num_threads: int | None,
+    adapters: Mapping[str, Any] | None = None,
+    max_adapters: int = 0,
+) -> AnyBatch:
+    """The batch of a base or merged model's folder, and of adapters on it. Raises OSError or ValueError when transformers cannot read it.
 
     On a CPU it computes in 32 bits, on a GPU in bfloat16; only safetensors are read.
     """
@@ -145,7 +161,19 @@ def make_batch(model_dir: str, max_running_requests: int, weights: EngineWeights
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    return Batch(AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval(), max_running_requests)
+    model = AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval()
+    base = Batch(model, max_running_requests)
+    return with_adapters(base, model, max_running_requests, read_adapters(adapters), max_adapters) if adapters else base
+
+
+def with_adapters(base: Batch, model: Any, max_running_requests: int, adapters: Mapping[str, AdapterFiles], max_held: int) -> AdapterBatch:
+    """The batch of a model and of adapters that share its weights."""
+    layers = AdapterLayers(model)
+
+    def load(name: str) -> Batch:
+        return Batch(model, max_running_requests, partial(layers.put_on, layers.load(adapters[name])))
+
+    return AdapterBatch(base, load, max_held)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.adapters import adapter_settings
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
@@ -29,11 +30,12 @@ VARIABLES = {
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
-    """The engine that `config` describes, for a merged model; nothing is loaded before it starts."""
+    """The engine that `config` describes, for a base or merged model; nothing is loaded before it starts."""
     settings = {
         "model_dir": str(model_dir.absolute()),
         "max_running_requests": config.max_running_requests,
         "cache_bytes": int(config.cache_gb * (1 << 30)),
+        **adapter_settings(config),
     }
     threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}
     return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, CAPABILITIES, engine_python(config), {**VARIABLES, **threads})
