@@ -99,7 +99,7 @@ class ServeConfig(Config):
     adapters: dict[AdapterName, Path] = Field(default_factory=dict)
     """LoRA adapters beside the model, folders by name; clients ask for NAME or for MODEL:NAME. The model must be the very base that they
     were trained on, for `openvino` quantized, with no adapter merged into it."""
-    max_adapters: int = Field(4, ge=1, le=1000)
+    max_adapters: int = Field(4, ge=1, le=256)
     """Adapters that one replica holds in memory at once; the one not asked for longest makes room. One that is not held is loaded when it
     is asked for. With `openvino` each takes the memory of a model of its own, and model and adapters share `cache_gb` evenly."""
     target_ttft_s: float = Field(1.0, gt=0)

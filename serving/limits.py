@@ -31,8 +31,7 @@ class EngineLimits(Config):
 
     model_types: frozenset[str]
     """`model_type` of config.json, of the models that it loads."""
-    adapters: AdapterLimits | None = None
-    """None where only merged models are served."""
+    adapters: AdapterLimits
     cache_value_bytes: int | None = None
     """Least bytes of one number in the KV cache; None where it is not known."""
 
@@ -77,8 +76,6 @@ def cache_tokens(engine: str, values_per_token: int, cache_gb: float) -> int | N
 def adapter_problems(engine: str, adapter: AdapterFacts) -> list[str]:
     """Why an engine cannot put an adapter on the base while it serves; empty where it can. A merged adapter has no such limits."""
     limits = ENGINES[engine].adapters
-    if limits is None:
-        return [f"the engine {engine} serves merged models only: merge the adapter"]
     problems = []
     if adapter.rank > limits.max_rank:
         problems.append(f"rank {adapter.rank}, the engine {engine} takes {limits.max_rank} at most: lower train.lora.rank, or merge")

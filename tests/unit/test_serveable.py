@@ -58,9 +58,6 @@ def test_every_weight_format_has_an_engine() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_adapter_is_held_against_every_limit_of_the_engine(engine: str) -> None:
     limits = ENGINES[engine].adapters
-    if limits is None:
-        assert adapter_problems(engine, adapter()) == [f"the engine {engine} serves merged models only: merge the adapter"]
-        return
     assert adapter_problems(engine, adapter(rank=limits.max_rank)) == []
     assert f"rank {limits.max_rank + 1}" in adapter_problems(engine, adapter(rank=limits.max_rank + 1))[0]
     assert bool(adapter_problems(engine, adapter(use_dora=True))) != limits.takes_dora

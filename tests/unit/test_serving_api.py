@@ -291,7 +291,12 @@ def test_sampling_parameters_reach_the_engine() -> None:
     request(api, "POST", COMPLETION, json=body)
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "x", "ignore_eos": True})
     first, second = (sampling for _, sampling in engine.seen)
-    assert first.model_dump() == {**{key: body[key] for key in body if key not in ("model", "prompt")}, "grammar": None, "stop_ids": (7,)}
+    assert first.model_dump() == {
+        **{key: body[key] for key in body if key not in ("model", "prompt")},
+        "grammar": None,
+        "stop_ids": (7,),
+        "adapter": None,
+    }
     assert (second.temperature, second.max_tokens, second.stop_ids) == (0.0, ServeConfig().default_max_tokens, ())
 
 
