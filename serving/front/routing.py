@@ -100,4 +100,5 @@ class Router:
 
 
 def _least_busy(replicas: Sequence[Replica]) -> Replica:
-    return min(replicas, key=lambda replica: replica.num_running / replica.standing.num_places)
+    """Of those equally busy the one with the fewest adapters, so that they spread."""
+    return min(replicas, key=lambda replica: (replica.num_running / replica.standing.num_places, len(replica.standing.adapters)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.chat import load_codec
 from infra.errors import ConfigError
@@ -38,6 +40,19 @@ def greedy(folder: Path) -> str:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     made = model.generate(torch.tensor([ids]), max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=STOP_ID, pad_token_id=STOP_ID)
     return codec.decode(made[0, len(ids) :].tolist())
+
+
+def samples(url: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and values of one metric."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    return [(sample.labels, sample.value) for family in families for sample in family.samples if sample.name == name]
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline_s, "not in time"
+        time.sleep(0.1)
 
 
 async def answer(engine: Engine, prompt: list[int], adapter: str | None) -> list[int]:
@@ -143,19 +158,40 @@ def test_client_asks_for_adapters_by_both_names_at_once_and_each_answers_as_its_
 
 def test_server_tells_of_adapters_in_figures_and_request_log(server: Any, client: openai.OpenAI) -> None:
     def figures() -> dict[str, float]:
-        lines = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if "_adapter_" in line and not line.startswith("#")]
-        return {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if 'adapter="blue"' in line}
+        names = ("slipway_adapter_requests_total", "slipway_adapter_generation_tokens_total")
+        return {name: sum(value for labels, value in samples(server.url, name) if labels["adapter"] == "blue") for name in names}
 
     client.completions.create(model="blue", prompt="lamp", max_tokens=5, extra_body={"ignore_eos": True})
     before = figures()
     client.completions.create(model="toy:blue", prompt="lamp", max_tokens=7, extra_body={"ignore_eos": True})
-    gained = {name: value - before[name] for name, value in figures().items() if name.endswith("_total")}
-    assert gained["slipway_adapter_requests_total"] == 1
-    assert gained["slipway_adapter_generation_tokens_total"] == 7
-    assert 'max_lora="1"' in httpx.get(f"{server.url}/metrics").text
+    gained = {name: value - before[name] for name, value in figures().items()}
+    assert gained == {"slipway_adapter_requests_total": 1, "slipway_adapter_generation_tokens_total": 7}
+    ((labels, told_s),) = samples(server.url, "vllm:lora_requests_info")
+    assert (labels["max_lora"], labels["running_lora_adapters"]) == ("1", "")
+    assert abs(told_s - time.time()) < 60
     (log,) = server.output_dir.glob("requests-*.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["model"] for line in lines if line.get("path") == "/v1/completions"][-2:] == ["blue", "blue"]
+
+
+def test_server_two_replicas_hold_an_adapter_each_and_get_the_requests_for_it(
+    start_toy_server: Callable[..., Any], adapters_of: Callable[..., Any], toy_base: Path
+) -> None:
+    folders = {name: str(each.folder) for name, each in adapters_of(toy_base).items()}
+    server = start_toy_server(adapters=folders, max_adapters=1, num_replicas=2)
+    try:
+        server.wait_ready()
+        wait_until(lambda: len(samples(server.url, "slipway_engine_up")) == 2, 90)
+        for number in range(6):
+            for name in ("red", "blue"):
+                body = {"model": name, "prompt": f"{number} {name}", "max_tokens": 4}
+                assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code == 200
+                time.sleep(0 if number else 1)  # the front is told of an adapter within a fifth of that
+        counted = samples(server.url, "slipway_adapter_requests_total")
+    finally:
+        server.stop()
+    assert sorted((labels["adapter"], value) for labels, value in counted) == [("blue", 6), ("red", 6)]
+    assert len({labels["replica"] for labels, _ in counted}) == 2
 
 
 def test_server_with_an_adapter_of_another_base_ends_before_ray_starts_and_names_all_that_is_wrong(

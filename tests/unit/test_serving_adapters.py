@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,10 +14,15 @@ from infra.contracts import AdapterFacts, Kind, Manifest, ModelFacts, write_mani
 from infra.errors import ConfigError
 from infra.provenance import Provenance
 from serving.adapters import adapter_named, adapter_settings, read_adapters, require_adapters
+from serving.admission import Gate
 from serving.config import ServeConfig, ServeJob
 from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.messages import News
+from serving.engines.scripted import ScriptedEngine
+from serving.metrics import make_metrics
+from serving.openai_api import build_api
+from serving.service import Service
 from tests.unit.test_serving_api import CHAT, COMPLETION, USER, byte_codec, make_service, request, scripted
 
 FACTS = AdapterFacts(rank=8, alpha=16, target_modules=("q_proj",))
@@ -211,6 +216,26 @@ def test_shelf_adapter_that_cannot_be_loaded_refuses_its_requests_and_no_others(
     assert refusals[1] is None
 
 
+def test_shelf_adapter_that_fails_after_its_client_has_left_refuses_nobody_else() -> None:
+    may_fail = threading.Event()
+
+    def fail(name: str) -> None:
+        if name == "red":
+            assert may_fail.wait(20)
+            raise OSError("no such file")
+
+    shelf = Shelf(1, fail)
+    left = shelf.ask("red")
+    shelf.run(max_steps=2)
+    shelf.batch.cancel(left)
+    other = shelf.ask("blue")
+    may_fail.set()
+    news = []
+    while shelf.batch.has_work:
+        news += shelf.batch.step()
+    assert [(number, refusal) for number, *_, refusal in news] == [(other, None)]
+
+
 def test_shelf_cancelled_requests_leave_nothing_behind() -> None:
     shelf = Shelf(1)
     running, other = shelf.ask("red", 100), shelf.ask(None, 100)
@@ -224,13 +249,9 @@ def test_shelf_cancelled_requests_leave_nothing_behind() -> None:
     assert not shelf.batch.has_work
 
 
-def service_with_adapters() -> Any:
-    from dataclasses import replace
-
-    from serving.admission import Gate
-    from serving.metrics import make_metrics
-
-    engine = scripted("hello")
+def service_with_adapters(text: str = "hello") -> Service:
+    """A service with the adapter `red`."""
+    engine = scripted(text)
     service = make_service(engine)
     red = replace(service.model, name="red", fingerprint="fp_red", parent="toy")
     service.model = replace(service.model, adapters={"red": red})
@@ -239,8 +260,6 @@ def service_with_adapters() -> Any:
 
 
 def test_api_adapter_by_either_name_reaches_the_engine_and_names_itself_in_the_answer() -> None:
-    from serving.openai_api import build_api
-
     service = service_with_adapters()
     api = build_api(service)
     for name, path, body in (
@@ -249,6 +268,7 @@ def test_api_adapter_by_either_name_reaches_the_engine_and_names_itself_in_the_a
         answer = request(api, "POST", path, json={"model": name, **body}).json()
         assert answer["model"] == name.removeprefix("toy:")
         assert answer["system_fingerprint"] == ("fp_1" if name == "toy" else "fp_red")
+    assert isinstance(service.engine, ScriptedEngine)
     assert [sampling.adapter for _, sampling in service.engine.seen] == ["red", "red", None]
     assert request(api, "POST", "/tokenize", json={"model": "toy:red", "prompt": "ab"}).json()["tokens"] == byte_codec().encode_text("ab")
     refused = request(api, "POST", COMPLETION, json={"model": "toy:blue", "prompt": "x"})
@@ -260,8 +280,6 @@ def test_api_adapter_by_either_name_reaches_the_engine_and_names_itself_in_the_a
 
 
 def test_api_models_lists_adapters_with_their_parent() -> None:
-    from serving.openai_api import build_api
-
     api = build_api(service_with_adapters())
     listed = request(api, "GET", "/v1/models").json()["data"]
     assert [(each["id"], each["parent"]) for each in listed] == [("toy", None), ("red", "toy")]
