@@ -14,11 +14,15 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file, save_file
 
 from infra.chat import load_codec
-from infra.errors import ConfigError
+from infra.contracts import read_manifest, write_manifest
+from infra.errors import ArtifactError, ConfigError
+from infra.provenance import Provenance
+from serving.adapters import ADAPTER_FILE_NAME
 from serving.config import ServeConfig
-from serving.engines.base import Engine, Sampling
+from serving.engines.base import Engine, RequestRefusedError, Sampling
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import make_engine
 
@@ -103,6 +107,29 @@ def test_engine_answers_of_adapters_that_run_together_are_those_of_each_merged_m
     assert [codec.decode(ids) for ids in crowd] == [expected[adapter] for adapter in orders]
     assert [codec.decode(ids) for ids in again] == [expected[adapter] for adapter in ("blue", "red", None)]
     assert held == ("blue", "red")[-max_adapters:]
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_adapter_that_changes_a_layer_which_the_model_lacks_is_refused(
+    name: str, adapters_of: Callable[..., Any], toy_base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """OpenVINO's library would answer without it."""
+    good = adapters_of(toy_base)["red"].folder
+    tensors = {tensor.replace("layers.1.", "layers.7."): value for tensor, value in load_file(good / ADAPTER_FILE_NAME).items()}
+    save_file(tensors, tmp_path / ADAPTER_FILE_NAME)
+    write_manifest(tmp_path, "adapter", Provenance(), model=read_manifest(good).model)
+    folder = request.getfixturevalue(ENGINES[name][0])
+    engine = make_engine(folder, ServeConfig(engine=name, cpus_per_replica=2, adapters={"red": tmp_path}))
+
+    async def run() -> None:
+        await engine.start()
+        try:
+            await answer(engine, [5, 6, 7], "red")
+        finally:
+            await engine.stop()
+
+    with pytest.raises((ArtifactError, RequestRefusedError), match=r"changes \['model.layers.7"):
+        asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
