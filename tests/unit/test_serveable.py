@@ -121,6 +121,14 @@ def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: P
         preflight.check(load_spec(spec_of(tmp_path / str(len(pools)), LLAMA, serve=serve), []), [], settings, will_serve=True)
 
 
+def test_run_that_would_put_adapters_on_what_it_has_merged_is_refused(tmp_path: Path, free_port: int) -> None:
+    spec = load_spec(spec_of(tmp_path, LLAMA, serve={"adapters": {"red": "folder"}, "port": free_port}), [])
+    settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
+    with pytest.raises(ConfigError, match=r"serve\.adapters: a run serves what it has merged"):
+        preflight.check(spec, [], settings, will_serve=True)
+    preflight.check(spec, [], settings, will_serve=False)
+
+
 @pytest.mark.parametrize("command", [("run", "--dry-run"), ("run",), ("train", "--dry-run"), ("train",), ("data", "check")])
 def test_command_on_a_base_that_could_not_be_served_starts_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
     spec = spec_of(tmp_path, {**LLAMA, "model_type": "gpt2"})
