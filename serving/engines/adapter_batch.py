@@ -2,8 +2,9 @@
 
 - A step steps all of them, so that a batch never mixes adapters and each has a prefix cache of its own.
 - At most so many are held. Room is made by the one unused longest, as soon as nothing runs on it.
-- One that is not held is loaded in a thread, while the others go on. Requests for adapters that come meanwhile wait behind those that wait
-  already, so that no adapter is kept out by another that is always asked for; all that wait for the same one begin together.
+- One that is not held is loaded in a thread, while the others go on.
+- While one waits for room, later requests for those that are held wait behind it, so that no adapter is kept out by another that is always
+  asked for; all that wait for the same one begin together.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class AdapterBatch:
         name = sampling.adapter
         if name is None:
             return self._base.add(number, prompt_ids, sampling)
-        if name in self._held and not self._waiting:
+        if name in self._held and not self._lacks_room:
             return self._begin(name, number, prompt_ids, sampling)
         self._waiting[number] = (name, prompt_ids, sampling)
         return None
@@ -84,6 +85,13 @@ class AdapterBatch:
         if not busy and self._loading is not None:
             wait([self._loading[1]], LOOK_S)
         return news
+
+    @property
+    def _lacks_room(self) -> bool:
+        """Whether an adapter that is waited for can be held only once another is dropped."""
+        loading = {self._loading[0]} if self._loading else set()
+        wanted = {name for name, *_ in self._waiting.values()} - loading - set(self._held)
+        return len(self._held) + len(loading) + len(wanted) > self._max_held
 
     @property
     def _batches(self) -> list[Batch]:

@@ -187,15 +187,19 @@ def test_shelf_adapter_always_asked_for_keeps_no_other_out_and_all_that_wait_for
     assert shelf.loaded == ["red", "blue", "red"]
 
 
-def test_shelf_loads_while_the_model_goes_on_answering() -> None:
+def test_shelf_loads_while_the_model_and_held_adapters_go_on_answering() -> None:
     may_load = threading.Event()
 
-    def wait(_name: str) -> None:
-        assert may_load.wait(20)
+    def wait(name: str) -> None:
+        assert name == "blue" or may_load.wait(20)
 
-    shelf = Shelf(1, wait)
+    shelf = Shelf(2, wait)
+    shelf.ask("blue")
+    shelf.run()
     slow, model = shelf.ask("red"), shelf.ask(None, 5)
     assert shelf.run(max_steps=20) == [model]
+    held = shelf.ask("blue")
+    assert shelf.run(max_steps=20) == [held]
     may_load.set()
     assert shelf.run() == [slow]
 
