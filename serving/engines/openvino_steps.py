@@ -14,11 +14,13 @@ import openvino_genai
 from infra.files import read_json
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.file_pages import release_file_pages
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
+WEIGHTS_NAME = "openvino_model.bin"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -154,8 +156,18 @@ def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads
 
 
 def make_batch(**settings: Any) -> Batch:
-    """The batch of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
-    return Batch(load(**settings))
+    """The batch of a model folder, ready to answer. Raises RuntimeError when OpenVINO cannot read it."""
+    batch = Batch(load(**settings))
+    warm_up(batch)
+    release_file_pages(Path(settings["model_dir"]) / WEIGHTS_NAME)
+    return batch
+
+
+def warm_up(batch: Batch) -> None:
+    """One token, at which the library lays the weights out anew for its kernels; what it read them from is not touched again."""
+    batch.add(0, [0], Sampling(max_tokens=1, stop_ids=()))
+    while batch.has_work:
+        batch.step()
 
 
 if __name__ == "__main__":
