@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ class AdapterFiles(Config):
     def weights(self) -> Path:
         """Its safetensors."""
         return Path(self.folder) / ADAPTER_FILE_NAME
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the layers that it changes, from the header of its file: JSON after its length in 8 bytes."""
+        with self.weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in header if name != "__metadata__"}
 
 
 def adapter_named(name: str, model_name: str, adapters: Container[str]) -> str | None:

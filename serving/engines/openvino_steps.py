@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,17 +13,19 @@ import openvino
 import openvino_genai
 
 from infra.files import read_json
-from serving.adapters import PEFT_PREFIX, AdapterFiles, read_adapters
+from serving.adapters import AdapterFiles, read_adapters
 from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.child import Batch as AnyBatch
+from serving.engines.file_pages import release_file_pages
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 MODEL_NAME = "openvino_model.xml"
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
+WEIGHTS_NAME = "openvino_model.bin"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -175,36 +176,41 @@ def load(
     return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
 
 
-def make_batch(
-    model_dir: str, cache_gb: float, adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, **settings: Any
-) -> AnyBatch:
-    """The batch of a model folder, and of adapters on it.
+def make_batch(adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, **settings: Any) -> AnyBatch:
+    """The batch of a model folder, and of adapters on it, ready to answer.
 
     Raises RuntimeError when OpenVINO cannot read it, ValueError on an adapter that does not fit it.
     """
     files = read_adapters(adapters)
-    settings |= {"model_dir": model_dir, "cache_gb": cache_gb / (1 + max_adapters)}
-    base = Batch(load(**settings))
+    settings["cache_gb"] /= 1 + max_adapters
+    base = ready_batch(**settings)
     if not files:
         return base
-    model = (Path(model_dir) / MODEL_NAME).read_text()
+    model = (Path(settings["model_dir"]) / MODEL_NAME).read_text()
     for name, adapter in files.items():
         require_layers(name, adapter, model)
-    return AdapterBatch(base, lambda name: Batch(load(**settings, adapter=files[name])), max_adapters)
+    return AdapterBatch(base, lambda name: ready_batch(**settings, adapter=files[name]), max_adapters)
+
+
+def ready_batch(**settings: Any) -> Batch:
+    """The batch of one pipeline, after its first token, without what of the file it no longer needs."""
+    batch = Batch(load(**settings))
+    warm_up(batch)
+    release_file_pages(Path(settings["model_dir"]) / WEIGHTS_NAME)
+    return batch
+
+
+def warm_up(batch: Batch) -> None:
+    """One token, at which the library lays the weights out anew for its kernels; what it read them from is not touched again."""
+    batch.add(0, [0], Sampling(max_tokens=1, stop_ids=()))
+    while batch.has_work:
+        batch.step()
 
 
 def require_layers(name: str, adapter: AdapterFiles, model: str) -> None:
-    """Raises ValueError where a tensor of an adapter changes no layer in the text of a model; the library passes over it with a warning."""
-    changed = {tensor.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for tensor in tensor_names(adapter.weights)}
-    if unknown := sorted(module for module in changed if f'"__module.{module}/' not in model):
+    """Raises ValueError where an adapter changes a layer that the text of a model lacks; the library passes over it with a warning."""
+    if unknown := sorted(module for module in adapter.modules if f'"__module.{module}/' not in model):
         raise ValueError(f"the adapter {name!r} changes {unknown[:3]}, which the exported model lacks. Quantize its base again.")
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, whose header is JSON after its length in 8 bytes."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return [name for name in header if name != "__metadata__"]
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ class AdapterLayers:
 
     def load(self, files: AdapterFiles) -> Factors:
         """An adapter in the model's precision, where the model is. Raises ValueError where one of its tensors changes no layer."""
-        tensors = load_file(files.weights)
-        modules = {name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in tensors}
+        tensors, modules = load_file(files.weights), files.modules
         if unknown := sorted(modules - set(self._names)):
             raise ValueError(f"it changes {unknown[:3]}, which this model lacks")
         place: dict[str, Any] = {"device": self._model.device, "dtype": self._model.dtype}
