@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -115,7 +116,7 @@ class _Handlers:
         sent.state.model = model.name  # for the log
         claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
         answer = AnswerFormat(endpoint, model, request.includes_usage)
-        write = _write_events if request.stream else _write_body
+        write = partial(_write_events, tells_usage=request.tells_usage) if request.stream else _write_body
         pieces, span = self._service.answer(order, claim, caller.span), caller.span
         if span.is_recorded:
             span.rename(f"{gen_ai.OPERATIONS[endpoint]} {request.model}")
@@ -176,8 +177,11 @@ async def _write_body(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat,
     await send({"type": "http.response.body", "body": body.body})
 
 
-async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send) -> None:
-    """Sends the answer as server-sent events. Raises ApiError before the first; a later error becomes an event of its own."""
+async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send, tells_usage: bool) -> None:
+    """Sends the answer as server-sent events, with the token counts so far in each where `tells_usage`.
+
+    Raises ApiError before the first; a later error becomes an event of its own.
+    """
     num_generated, has_begun = 0, False
     async with aclosing(pieces):
         try:
@@ -187,7 +191,8 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
                     has_begun = True
                 num_generated += piece.num_tokens
                 if piece.is_shown:
-                    await send({"type": "http.response.body", "body": answer.event(piece), "more_body": True})
+                    usage = Usage(num_prompt, num_generated) if tells_usage else None
+                    await send({"type": "http.response.body", "body": answer.event(piece, usage), "more_body": True})
             ending = answer.last_events(Usage(num_prompt, num_generated))
         except ApiError as error:
             if not has_begun:
