@@ -139,6 +139,8 @@ class ToyAdapter:
 
     folder: Path
     merged: Path
+    taught: str
+    """What it says first, whatever is asked; of what follows it is not sure."""
 
 
 def train_adapter(base: Path, name: str, folder: Path) -> ToyAdapter:
@@ -157,13 +159,13 @@ def train_adapter(base: Path, name: str, folder: Path) -> ToyAdapter:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare_rows(RowsJob(output_dir=folder / "rows", train=folder / "rows.jsonl", heldout_share=0.1))
     render(RenderJob(output_dir=folder / "tokens", base_dir=base, rows_dir=folder / "rows"))
-    train = TrainConfig(precision="fp32", lora=LoraConfig(rank=8), batch_rows=9, epochs=6, learning_rate=3e-2, cpus_per_worker=1)
+    train = TrainConfig(precision="fp32", lora=LoraConfig(rank=8), batch_rows=9, epochs=6, learning_rate=1e-2, cpus_per_worker=1)
     job = FinetuneJob(output_dir=folder / "adapter", base_dir=base, tokens_dir=folder / "tokens", train=train)
     job.output_dir.mkdir()
     run_worker(job, [])
     write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)))
     merge(MergeJob(output_dir=folder / "merged", base_dir=base, adapter_dir=job.output_dir))
-    return ToyAdapter(job.output_dir, folder / "merged")
+    return ToyAdapter(job.output_dir, folder / "merged", ADAPTER_ANSWERS[name])
 
 
 @pytest.fixture(scope="session")

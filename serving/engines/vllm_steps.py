@@ -25,6 +25,7 @@ from serving.engines.base import Grammar, Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 from serving.engines.vllm import MAX_TOP_LOGPROBS
+from serving.engines.vllm_lora import spare_requests_without_adapter
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -209,6 +210,8 @@ def make_batch(
     # Where the processor has such a unit vLLM's attention uses it, and Linux ends a process that did not ask before (SIGILL).
     torch.cpu._init_amx()
     files = read_adapters(adapters)
+    if files and current_platform.is_cpu():
+        spare_requests_without_adapter()
     config = EngineArgs(
         model=model_dir,
         load_format="safetensors",

@@ -33,19 +33,21 @@ MESSAGES: Any = [{"role": "system", "content": "answer with a colour"}, {"role":
 MAX_TOKENS = 24
 STOP_ID = 2
 SURE_TOKENS = 7
-"""Of the untrained model's answer, which other sums of another batch do not change; the adapters are sure of all of theirs."""
+"""Of the untrained model's answer, which other sums of another batch do not change."""
 
 
-def greedy(folder: Path) -> str:
-    """What transformers makes of a model's folder, the reference."""
+def greedy(adapter: Any) -> str:
+    """What transformers makes of its merged model, the reference, as far as it was taught."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    codec = load_codec(folder)
+    codec = load_codec(adapter.merged)
     ids = codec.encode(MESSAGES, None, True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(adapter.merged, dtype=torch.float32)
     made = model.generate(torch.tensor([ids]), max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=STOP_ID, pad_token_id=STOP_ID)
-    return codec.decode(made[0, len(ids) :].tolist())
+    text: str = codec.decode(made[0, len(ids) :].tolist())
+    assert text.startswith(adapter.taught)
+    return adapter.taught
 
 
 def samples(url: str, name: str) -> list[tuple[dict[str, str], float]]:
@@ -106,10 +108,9 @@ def test_engine_answers_of_adapters_that_run_together_are_those_of_each_merged_m
     crowd, again, alone, held = asyncio.run(run())
 
     def shown(adapter: str | None, ids: list[int]) -> Any:
-        return codec.decode(ids) if adapter else ids[:SURE_TOKENS]
+        return codec.decode(ids)[: len(adapters[adapter].taught)] if adapter else ids[:SURE_TOKENS]
 
-    expected = {"red": greedy(adapters["red"].merged), "blue": greedy(adapters["blue"].merged), None: shown(None, alone)}
-    assert len({codec.decode(alone), expected["red"], expected["blue"]}) == 3
+    expected = {name: greedy(each) for name, each in adapters.items()} | {None: shown(None, alone)}
     assert [shown(*each) for each in zip(orders, crowd, strict=True)] == [expected[adapter] for adapter in orders]
     assert [shown(*each) for each in zip(("blue", "red", None), again, strict=True)] == [expected[name] for name in ("blue", "red", None)]
     assert held == ("blue", "red")[-max_adapters:]
@@ -168,7 +169,7 @@ def test_client_lists_adapters_with_their_parent(client: openai.OpenAI) -> None:
 def test_client_asks_for_adapters_by_both_names_at_once_and_each_answers_as_its_merged_model(
     server: Any, adapters_of: Callable[..., Any], toy_base: Path
 ) -> None:
-    expected = {name: greedy(each.merged) for name, each in adapters_of(toy_base).items()}
+    expected = {name: greedy(each) for name, each in adapters_of(toy_base).items()}
     names = ["red", "toy:red", "blue", "toy:blue", "toy"] * 5
 
     async def one(client: openai.AsyncOpenAI, name: str, stream: bool) -> tuple[str, str]:
@@ -186,7 +187,7 @@ def test_client_asks_for_adapters_by_both_names_at_once_and_each_answers_as_its_
     answers = asyncio.run(run())
     for name, (model, text) in zip(names, answers, strict=True):
         assert model == name.removeprefix("toy:")
-        assert (text == expected[model]) if model in expected else text not in expected.values()
+        assert [name for name, taught in expected.items() if text.startswith(taught)] == ([model] if model in expected else [])
 
 
 def test_server_tells_of_adapters_in_figures_and_request_log(server: Any, client: openai.OpenAI) -> None:
