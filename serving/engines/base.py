@@ -125,6 +125,12 @@ class Figures:
     """Tokens of all prompts so far, each of which the prefix cache was asked for; None where the library does not tell."""
     prefix_held_tokens: int | None = None
     """Those of them that it held."""
+    num_drafts: int | None = None
+    """Runs of tokens guessed ahead and checked so far; None where the engine does not guess, as of the next two."""
+    drafted_tokens: int | None = None
+    """Tokens in them."""
+    accepted_tokens: int | None = None
+    """Those of them that were right."""
 
 
 class Engine(Protocol):

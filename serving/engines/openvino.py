@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.config import Precision, ServeConfig
+from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
@@ -24,6 +24,7 @@ class OpenVinoEngine(ProcessEngine):
         num_threads: int | None = None,
         precision: Precision = "f32",
         python: Path | None = None,
+        speculative: SpeculativeConfig | None = None,
     ) -> None:
         settings = {
             "model_dir": str(model_dir.absolute()),
@@ -31,6 +32,7 @@ class OpenVinoEngine(ProcessEngine):
             "cache_gb": cache_gb,
             "num_threads": num_threads,
             "precision": precision,
+            "speculative": speculative.model_dump(mode="json") if speculative else None,
         }
         super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
@@ -38,7 +40,9 @@ class OpenVinoEngine(ProcessEngine):
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
     """The engine that `config` describes; nothing is loaded before it starts."""
     python = engine_python(config)
-    return OpenVinoEngine(model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python)
+    return OpenVinoEngine(
+        model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python, config.speculative
+    )
 
 
 def capabilities(model_dir: Path) -> Capabilities:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import openvino
 import openvino_genai
 
 from infra.files import read_json
+from serving.config import SpeculativeConfig
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
@@ -23,10 +26,11 @@ MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
 class Batch:
-    """The requests in a pipeline, by their numbers."""
+    """The requests in a pipeline, by their numbers; `guesses` joins the library's settings of each."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, guesses: Mapping[str, int] | None = None) -> None:
         self.pipeline = pipeline
+        self._guesses = guesses or {}
         self._handles: dict[int, Any] = {}
         self._samplings: dict[int, Sampling] = {}
 
@@ -46,7 +50,7 @@ class Batch:
         """Takes a request in; news only where the pipeline refuses it."""
         ids = openvino.Tensor(numpy.asarray([prompt_ids], dtype=numpy.int64))
         try:
-            self._handles[number] = self.pipeline.add_request(number, ids, generation_config(sampling))
+            self._handles[number] = self.pipeline.add_request(number, ids, generation_config(sampling, self._guesses))
         except (RuntimeError, TypeError, ValueError) as error:  # refuses this one request; the others go on
             return number, [], None, None, f"the engine refuses this request: {error}"
         self._samplings[number] = sampling
@@ -102,7 +106,7 @@ def has_news(handle: Any) -> bool:
     return bool(handle.can_read() or handle.get_status() != openvino_genai.GenerationStatus.RUNNING)
 
 
-def generation_config(sampling: Sampling) -> Any:
+def generation_config(sampling: Sampling, guesses: Mapping[str, int]) -> Any:
     """The library's own settings of one request."""
     is_greedy = sampling.temperature < GREEDY_TEMPERATURE
     config = openvino_genai.GenerationConfig(
@@ -114,6 +118,7 @@ def generation_config(sampling: Sampling) -> Any:
         logprobs=0 if sampling.logprobs is None else 1,  # it tells the chosen token's, and no more
         stop_token_ids=set(sampling.stop_ids),
         ignore_eos=not sampling.stop_ids,
+        **guesses,
     )
     if sampling.grammar is not None:
         config.structured_output_config = openvino_genai.StructuredOutputConfig(**{sampling.grammar.kind: sampling.grammar.text})
@@ -129,7 +134,12 @@ def generation_config(sampling: Sampling) -> Any:
 
 
 def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
-    """Blocks of the KV cache that `cache_gb` GB hold, at least one; the library itself takes whole GB only.
+    """Blocks of the KV cache that `cache_gb` GB hold, at least one; the library itself takes whole GB only."""
+    return max(1, int(cache_gb * (1 << 30)) // block_bytes(config))
+
+
+def block_bytes(config: dict[str, Any]) -> int:
+    """Memory of one block of the KV cache.
 
     Keys and values are 8-bit numbers. Beside those of a head each token has a scale and a zero point for its value, and each block of keys
     one pair a channel: 12 bytes a token and head on average with heads of 64, which is what the library's own division of 1 GB comes to.
@@ -137,25 +147,56 @@ def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
     num_heads: int = config["num_attention_heads"]
     head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
     per_token = 2 * head_dim + VALUE_SCALE_BYTES + KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
-    block_bytes = BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
-    return max(1, int(cache_gb * (1 << 30)) // int(block_bytes))
+    return int(BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token)
 
 
 def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str = "f32") -> Any:
     """The pipeline of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
+    scheduler = scheduling(cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb), max_running_requests)
+    return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", device_properties(num_threads, precision))
+
+
+def scheduling(num_blocks: int, max_running_requests: int) -> Any:
+    """The library's own settings of a cache and what runs in it."""
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb)
+    scheduler.num_kv_blocks = num_blocks
     scheduler.max_num_seqs = max_running_requests
     scheduler.enable_prefix_caching = True  # a shared system prompt is computed once
+    return scheduler
+
+
+def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]:
+    """The library's own settings of the processor."""
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
-    return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
+    return properties
 
 
-def make_batch(**settings: Any) -> Batch:
+def make_batch(speculative: Mapping[str, Any] | None = None, **settings: Any) -> Batch | Lanes:
     """The batch of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
-    return Batch(load(**settings))
+    return Batch(load(**settings)) if speculative is None else make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
+
+
+def make_lanes(
+    speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
+) -> Lanes:
+    """The same with guesses: a pipeline either guesses for all its requests or for none, so there are two, each with its part of the cache."""
+    plain = load(model_dir, max_running_requests, cache_gb * (1 - GUESSED_SHARE), num_threads, precision)
+    folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
+    num_blocks = max(1, int(cache_gb * GUESSED_SHARE * (1 << 30)) // sum(block_bytes(read_json(one / "config.json")) for one in folders))
+    scheduler = scheduling(num_blocks, speculative.max_requests)
+    scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, speculative.max_requests * (1 + speculative.num_tokens))
+    properties = device_properties(num_threads, precision)
+    guesses = {"num_assistant_tokens": speculative.num_tokens}
+    if speculative.draft_model_dir is None:
+        guesses["max_ngram_size"] = speculative.max_ngram_size
+        source = {"prompt_lookup": True}
+    else:
+        draft = openvino_genai.draft_model(speculative.draft_model_dir, "CPU", scheduler_config=scheduler, **properties)
+        source = {"draft_model": draft}
+    guessing = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", {**properties, **source})
+    return Lanes(Batch(plain), Batch(guessing, guesses), speculative, num_blocks, BLOCK_TOKENS)
 
 
 if __name__ == "__main__":
