@@ -1,6 +1,6 @@
 """Two batches of one model, of which one guesses ahead; for a library that guesses for all requests of a batch or for none.
 
-- A request stays in the batch where it began. So a change of mind takes as long as the running answers do; until then both take their steps.
+- A request stays in the batch where it began. So a change of mind takes as long as the running answers do; until then both take steps.
 - The batch that guesses is never short of cache: a request goes there only where its prompt and longest answer fit beside all others.
   OpenVINO's look-up fails where it would have to put a request aside ("get_max_new_tokens() >= generated_and_verified_len").
 """

@@ -181,7 +181,7 @@ def make_batch(speculative: Mapping[str, Any] | None = None, **settings: Any) ->
 def make_lanes(
     speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
 ) -> Lanes:
-    """The same with guesses: a pipeline either guesses for all its requests or for none, so there are two, each with its part of the cache."""
+    """The same with guesses: a pipeline guesses for all its requests or for none, so there are two, each with its part of the cache."""
     plain = load(model_dir, max_running_requests, cache_gb * (1 - GUESSED_SHARE), num_threads, precision)
     folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
     num_blocks = max(1, int(cache_gb * GUESSED_SHARE * (1 << 30)) // sum(block_bytes(read_json(one / "config.json")) for one in folders))
