@@ -3,6 +3,7 @@
 - A request stays in the batch where it began. So a change of mind takes as long as the running answers do; until then both take steps.
 - The batch that guesses is never short of cache: a request goes there only where its prompt and longest answer fit beside all others.
   OpenVINO's look-up fails where it would have to put a request aside ("get_max_new_tokens() >= generated_and_verified_len").
+- A small model guesses for greedy requests only: for a sampled one OpenVINO fails ("content_length <= prompt_ids.size() + ...").
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Lanes:
         self._plain = plain
         self._guessing = guessing
         self._num_tokens = config.num_tokens
+        self._takes_sampled = config.kind != "draft"
         self._speculation = Speculation(config.max_requests, config.min_acceptance)
         self._free_blocks = num_blocks
         self._block_tokens = block_tokens
@@ -62,7 +64,8 @@ class Lanes:
         """Takes a request in; news only where it is refused."""
         longest = len(prompt_ids) + sampling.max_tokens + self._num_tokens + 1
         num_blocks = -(-longest // self._block_tokens) + 1
-        is_guessing = num_blocks <= self._free_blocks and self._speculation.wants(len(self._requests) + 1)
+        can_guess = num_blocks <= self._free_blocks and (self._takes_sampled or not sampling.temperature)
+        is_guessing = can_guess and self._speculation.wants(len(self._requests) + 1)
         refused = (self._guessing if is_guessing else self._plain).add(number, prompt_ids, sampling)
         if refused is None:
             self._requests[number] = Request(is_guessing, num_blocks * is_guessing, sampling.max_tokens)
