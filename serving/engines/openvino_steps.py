@@ -22,6 +22,9 @@ from serving.engines.messages import News
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
+# A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
+# rounded, and answers with guesses differ from those without.
+KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -133,26 +136,26 @@ def generation_config(sampling: Sampling, guesses: Mapping[str, int]) -> Any:
     return config
 
 
-def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
-    """Blocks of the KV cache that `cache_gb` GB hold, at least one; the library itself takes whole GB only."""
-    return max(1, int(cache_gb * (1 << 30)) // block_bytes(config))
-
-
-def block_bytes(config: dict[str, Any]) -> int:
-    """Memory of one block of the KV cache.
+def cache_blocks(cache_gb: float, *configs: dict[str, Any], has_keys_by_token: bool = False) -> int:
+    """Blocks of the KV cache, each with its part for every model, that `cache_gb` GB hold, at least one; the library itself takes whole GB.
 
     Keys and values are 8-bit numbers. Beside those of a head each token has a scale and a zero point for its value, and each block of keys
-    one pair a channel: 12 bytes a token and head on average with heads of 64, which is what the library's own division of 1 GB comes to.
+    one pair a channel (or a token): 12 bytes a token and head on average with heads of 64, which is what the library's own division of
+    1 GB comes to.
     """
-    num_heads: int = config["num_attention_heads"]
-    head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
-    per_token = 2 * head_dim + VALUE_SCALE_BYTES + KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
-    return int(BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token)
+    block_bytes = 0
+    for config in configs:
+        num_heads: int = config["num_attention_heads"]
+        head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
+        key_scale_bytes = KEY_SCALE_BYTES if has_keys_by_token else KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
+        per_token = 2 * head_dim + VALUE_SCALE_BYTES + key_scale_bytes
+        block_bytes += BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
+    return max(1, int(cache_gb * (1 << 30)) // block_bytes)
 
 
 def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str = "f32") -> Any:
     """The pipeline of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
-    scheduler = scheduling(cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb), max_running_requests)
+    scheduler = scheduling(cache_blocks(cache_gb, read_json(Path(model_dir) / "config.json")), max_running_requests)
     return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", device_properties(num_threads, precision))
 
 
@@ -182,12 +185,14 @@ def make_lanes(
     speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
 ) -> Lanes:
     """The same with guesses: a pipeline guesses for all its requests or for none, so there are two, each with its part of the cache."""
-    plain = load(model_dir, max_running_requests, cache_gb * (1 - GUESSED_SHARE), num_threads, precision)
+    properties = {**device_properties(num_threads, precision), **KEYS_BY_TOKEN}
     folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
-    num_blocks = max(1, int(cache_gb * GUESSED_SHARE * (1 << 30)) // sum(block_bytes(read_json(one / "config.json")) for one in folders))
+    configs = [read_json(folder / "config.json") for folder in folders]
+    num_blocks = cache_blocks(cache_gb * (1 - GUESSED_SHARE), configs[0], has_keys_by_token=True)
+    plain = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduling(num_blocks, max_running_requests), "CPU", properties)
+    num_blocks = cache_blocks(cache_gb * GUESSED_SHARE, *configs, has_keys_by_token=True)
     scheduler = scheduling(num_blocks, speculative.max_requests)
     scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, speculative.max_requests * (1 + speculative.num_tokens))
-    properties = device_properties(num_threads, precision)
     guesses = {"num_assistant_tokens": speculative.num_tokens}
     if speculative.draft_model_dir is None:
         guesses["max_ngram_size"] = speculative.max_ngram_size

@@ -345,6 +345,20 @@ def test_refused_request_leaves_the_others_running(running: Running) -> None:
     assert running.run(run())[1] == "length"
 
 
+def test_guesses_are_counted_where_there_are_any(running: Running) -> None:
+    """The toy soon repeats itself, so that some are right."""
+    before = running.engine.figures
+    assert running.answer(100)[1] == "length"
+    after = running.engine.figures
+    if running.guesses is None:
+        assert (after.num_drafts, after.drafted_tokens, after.accepted_tokens) == (None, None, None)
+        return
+    assert None not in (after.num_drafts, after.drafted_tokens, after.accepted_tokens)
+    assert after.num_drafts <= after.drafted_tokens <= running.guesses.num_tokens * after.num_drafts
+    assert 0 < after.accepted_tokens < after.drafted_tokens
+    assert after.num_drafts >= before.num_drafts
+
+
 def test_stopped_engine_ends_its_requests_and_later_ones_with_an_error(running: Running) -> None:
     other = Running(running.name, running.folder, running.guesses)
 
