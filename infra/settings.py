@@ -10,6 +10,14 @@ from pydantic import SecretStr
 from infra.config import Config
 from infra.errors import ConfigError
 
+# Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
+TRAINING_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+}
+
 
 class Settings(Config):
     """Where this machine keeps things; never part of any identity."""
@@ -75,19 +83,18 @@ def traces_are_wanted() -> bool:
     return True
 
 
-def child_environment() -> dict[str, str]:
-    """Environment for the programs we start: this process's, and what `program_variables` adds."""
-    return {**os.environ, **program_variables()}
+def child_environment(module: str = "training") -> dict[str, str]:
+    """Environment for a program that we start, `python -m module`: this process's, and what `program_variables` adds.
+
+    Only training gets its allocator settings: with them an engine of OpenVINO took 172 MB more after one request.
+    """
+    inherited = {name: value for name, value in os.environ.items() if TRAINING_ALLOCATOR.get(name) != value}
+    return {**inherited, **program_variables(), **(TRAINING_ALLOCATOR if module.split(".")[0] == "training" else {})}
 
 
 def program_variables() -> dict[str, str]:
     """Variables that every program of ours runs with: no telemetry, no hub look-ups, no progress bars in logs."""
     return {
-        # Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",  # 1024 by default, 0.25 GB after 40 steps of packs that differ in size; as fast
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

@@ -140,7 +140,7 @@ def ui(port: int) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts]
     print(f"MLflow UI at http://127.0.0.1:{port} (Ctrl-C stops it)", file=sys.stderr)
-    code = subprocess.run(command, env=child_environment(), check=False).returncode
+    code = subprocess.run(command, env=child_environment("mlflow"), check=False).returncode
     if code:
         raise SlipwayError(f"`mlflow server` ended with exit code {code}; its own message is above.")
 
@@ -166,7 +166,7 @@ def bench(stack: str, arguments: list[str]) -> None:
     if stack not in modules:
         raise ConfigError(f"bench {stack!r}: there are `slipway bench {'`, `slipway bench '.join(modules)}`.")
     module = modules[stack]
-    code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(), check=False).returncode
+    code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(module), check=False).returncode
     if code:
         raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")
 

@@ -119,7 +119,7 @@ def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
 async def ask_load_generator(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
     """What the load generator, in its own process, measured. Raises TransientError when it fails."""
     command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment())
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment("serving"))
     output, _ = await process.communicate()
     if process.returncode:
         raise TransientError(f"the load generator ended with exit code {process.returncode}. Run the benchmark again.")

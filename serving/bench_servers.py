@@ -122,7 +122,7 @@ def _peer_command(name: str, python: Path, model: Path, port: int, num_streams: 
 
 @contextmanager
 def _program(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env=child_environment(), stdout=sys.stderr)
+    process = subprocess.Popen(command, env=child_environment("serving"), stdout=sys.stderr)
     try:
         yield process
     finally:

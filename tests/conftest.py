@@ -134,7 +134,7 @@ def toy_quantized(toy_base: Path) -> Path:
     config = toy_base.parent / "quantize.json"
     config.write_text(json.dumps({"output_dir": str(folder), "merged_dir": str(toy_base)}))
     command = [sys.executable, "-m", "serving.quantize.openvino", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment("serving"), check=False)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower()
     return folder
@@ -180,7 +180,7 @@ def start_server(
     job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": {"port": port, **serve}}
     config.write_text(json.dumps(job))
     command = [sys.executable, *program, "--config", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment())
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment("serving"))
     return RunningServer(process, config, folder / "out")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from infra.errors import ConfigError, TransientError
 from infra.local_ray import start_ray
 from infra.network import require_listener
-from infra.settings import program_variables
+from infra.settings import TRAINING_ALLOCATOR, program_variables
 from training.config import TrainConfig
 from training.preload import NUM_OTHERS, keep_environments_alike, make_slots
 
@@ -98,7 +98,7 @@ def _join(train: TrainConfig, address: str) -> Place:
         require_listener(address, "RAY_ADDRESS")  # Ray itself would try for ever
     import ray
 
-    variables = {"env_vars": program_variables()}  # the nodes were started without them
+    variables = {"env_vars": {**program_variables(), **TRAINING_ALLOCATOR}}  # the nodes were started without them
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=variables)
     except ConnectionError as error:

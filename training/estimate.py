@@ -45,11 +45,12 @@ def estimate_run(job: EstimateJob) -> None:
 
 def memory_of(job: FinetuneJob, train: TrainConfig, rows: TokenRows) -> MemoryEstimate:
     """The estimate for these settings on this model and these rows."""
-    from training.precision import compute_dtype, precision_name
+    from training.precision import compute_dtype, precision_name, uses_amx
 
     num_trained = count_trained(job.model_copy(update={"train": train}))
     shape = model_shape(read_json(job.base_dir / CONFIG_NAME))
-    return estimate(shape, train, precision_name(compute_dtype(train.precision)), num_trained, largest_pack(train, rows))
+    dtype = compute_dtype(train.precision)
+    return estimate(shape, train, precision_name(dtype), num_trained, largest_pack(train, rows), uses_amx(dtype))
 
 
 def largest_pack(train: TrainConfig, rows: TokenRows) -> PackShape:

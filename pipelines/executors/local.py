@@ -29,7 +29,7 @@ def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subproces
     """Starts `python -m module --config config_file` in a session of its own, its output in `log`."""
     write_json_atomic(config_file, job.model_dump(mode="json"))
     error_file(config_file).unlink(missing_ok=True)
-    environment = child_environment()
+    environment = child_environment(module)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C reaches the driver alone, which then stops the program in order.
     return subprocess.Popen(

@@ -16,6 +16,7 @@ from infra.files import read_json
 from serving.config import SpeculativeConfig
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.file_pages import release_file_pages
 from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.messages import News
 
@@ -25,6 +26,7 @@ VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 # A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
 # rounded, and answers with guesses differ from those without.
 KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+WEIGHTS_NAME = "openvino_model.bin"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -177,8 +179,13 @@ def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]
 
 
 def make_batch(speculative: Mapping[str, Any] | None = None, **settings: Any) -> Batch | Lanes:
-    """The batch of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
-    return Batch(load(**settings)) if speculative is None else make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
+    """The batch of a model folder, ready to answer. Raises RuntimeError when OpenVINO cannot read it."""
+    if speculative is not None:
+        return make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
+    batch = Batch(load(**settings))
+    warm_up(batch)
+    release_file_pages(Path(settings["model_dir"]) / WEIGHTS_NAME)
+    return batch
 
 
 def make_lanes(
@@ -201,7 +208,19 @@ def make_lanes(
         draft = openvino_genai.draft_model(speculative.draft_model_dir, "CPU", scheduler_config=scheduler, **properties)
         source = {"draft_model": draft}
     guessing = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", {**properties, **source})
-    return Lanes(Batch(plain), Batch(guessing, guesses), speculative, num_blocks, BLOCK_TOKENS)
+    batches = Batch(plain), Batch(guessing, guesses)
+    for batch in batches:
+        warm_up(batch)
+    for folder in folders:
+        release_file_pages(folder / WEIGHTS_NAME)
+    return Lanes(*batches, speculative, num_blocks, BLOCK_TOKENS)
+
+
+def warm_up(batch: Batch) -> None:
+    """One token, at which the library lays the weights out anew for its kernels; what it read them from is not touched again."""
+    batch.add(0, [0], Sampling(max_tokens=1, stop_ids=()))
+    while batch.has_work:
+        batch.step()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class ProcessEngine:
                 [*self._command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**child_environment(), **self._variables},
+                env={**child_environment("serving"), **self._variables},
             )
         return ours
 

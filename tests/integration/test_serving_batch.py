@@ -48,7 +48,7 @@ def start_program(
     config = place / "batch.json"
     config.write_text(json.dumps({**job, "progress_file": str(place / "progress.jsonl")}))
     command = [sys.executable, "-m", "serving.batch", "--config", str(config)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=child_environment("serving"), start_new_session=True)
 
 
 def finish(process: subprocess.Popen[str]) -> None:

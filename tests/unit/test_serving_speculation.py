@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from serving.config import ServeConfig
+from serving.config import ServeConfig, SpeculativeConfig
+from serving.engines.vllm_guesses import VllmGuesses, guesses_config
 from serving.speculation import HELD_STEPS, JUDGED_DRAFTS, TRIAL_STEPS, Speculation, look_up
 
 NUM_GUESSED = 3
@@ -94,3 +99,45 @@ def test_look_up_gives_what_followed_the_longest_and_latest_run(ids: list[int], 
 def test_speculative_config_that_contradicts_itself_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         ServeConfig.model_validate({"speculative": wrong})
+
+
+class Scheduler:
+    """Of vLLM's, what is set and called: `dynamic_sd_lookup` by the number of requests, and one call for each request with guesses."""
+
+    def __init__(self) -> None:
+        self.dynamic_sd_lookup = [3] * 17
+        self.make_spec_decoding_stats: Any = None
+
+    def step(self, drafts: Sequence[tuple[int, int]], struck: Mapping[str, int] | None = None) -> None:
+        for request, (num_drafted, num_accepted) in enumerate(drafts):
+            stats = self.make_spec_decoding_stats(
+                None,
+                num_draft_tokens=num_drafted,
+                num_accepted_tokens=num_accepted,
+                num_invalid_spec_tokens=struck,
+                request_id=f"{request}",
+            )
+            assert stats is None
+
+
+def test_vllm_is_told_before_each_step_and_its_scheduler_tells_what_was_right() -> None:
+    scheduler = Scheduler()
+    guesses = VllmGuesses(scheduler, SpeculativeConfig(max_requests=4))
+    table = scheduler.dynamic_sd_lookup
+    for num_requests, tokens in ((1, 3), (4, 3), (5, 0), (16, 0), (2, 3)):
+        guesses.begin(num_requests)
+        assert set(table) == {tokens}
+        scheduler.step([(3, 1), (3, 3)], struck={"1": 2})
+        guesses.end(num_requests, True, 4)
+    assert guesses.counts == (10, 20, 20)
+
+
+@pytest.mark.parametrize(("config", "settings"), [
+    (SpeculativeConfig(), {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1}),
+    (SpeculativeConfig(kind="draft", draft_model_dir=Path("small")), {"method": "draft_model", "model": "small"}),
+])  # fmt: skip
+def test_vllm_gets_its_own_settings(config: SpeculativeConfig, settings: dict[str, Any]) -> None:
+    found = guesses_config(config)
+    (table,) = found.pop("num_speculative_tokens_per_batch_size")
+    assert found == {"num_speculative_tokens": 3, **settings}
+    assert (table[0], table[2]) == (1, 3)

