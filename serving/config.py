@@ -70,8 +70,8 @@ class SpeculativeConfig(Config):
     max_ngram_size: int = Field(3, ge=1, le=32)
     """Last tokens that are looked up together at most; fewer where so many were never there before."""
     max_requests: int = Field(4, ge=1, le=4096)
-    """Requests at once above which there are no guesses, however good. On two cores (`openvino`, 135M, 3 tokens guessed at every step) tokens/s
-    are those without times 2.2, 1.5, 1.1, 0.8, 0.9 at 1, 2, 4, 8, 16 requests that repeat the prompt, and 0.8, 0.7, 0.6, 0.3, 0.7 at others."""
+    """Requests at once above which there are no guesses, however good. With 3 guesses at every step two cores (`openvino`, 135M) make
+    2.2, 1.5, 1.1, 0.8, 0.9 times the tokens/s at 1, 2, 4, 8, 16 requests that repeat the prompt, and 0.8, 0.7, 0.6, 0.3, 0.7 at others."""
     min_acceptance: float = Field(0.1, ge=0, lt=1)
     """Share of guessed tokens that must be right; with fewer, guessing stops and is tried again later."""
 
@@ -145,8 +145,8 @@ class ServeConfig(Config):
     cache_gb: float = Field(1, ge=0.01, le=10_000)
     """Memory of the KV cache of one replica, in GB (2^30 bytes); taken as it fills."""
     speculative: SpeculativeConfig | None = None
-    """Guesses of coming tokens that are checked together; absent means none. `openvino` holds the model twice for it, keeps a quarter of the
-    cache for requests with guesses, and has none while a request has a grammar, a seed, or a frequency or presence penalty."""
+    """Guesses of coming tokens that are checked together; absent means none. `openvino` holds the model twice for it, keeps a quarter of
+    the cache for requests with guesses, and has none while a request has a grammar, a seed, or a frequency or presence penalty."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest request body."""
     api_keys_file: Path | None = None
