@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
@@ -26,14 +27,15 @@ class OpenVinoEngine(ProcessEngine):
         python: Path | None = None,
         speculative: SpeculativeConfig | None = None,
     ) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "model_dir": str(model_dir.absolute()),
             "max_running_requests": max_running_requests,
             "cache_gb": cache_gb,
             "num_threads": num_threads,
             "precision": precision,
-            "speculative": speculative.model_dump(mode="json") if speculative else None,
         }
+        if speculative is not None:
+            settings["speculative"] = speculative.model_dump(mode="json")
         super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
 
