@@ -74,7 +74,7 @@ bench: install ## training against TRL where PEER_PYTHON has it, and serving aga
 
 fuzz: ## send a running server (URL=http://127.0.0.1:8000) what its own OpenAPI document allows, and look for 5xx
 	@test -x .venv-fuzz/bin/st || { $(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/python -m pip install -qq --disable-pip-version-check schemathesis==4.32.5; }
-	@.venv-fuzz/bin/st run $(or $(URL),http://127.0.0.1:8000)/openapi.json --checks not_a_server_error --max-examples 150 --suppress-health-check all
+	@.venv-fuzz/bin/st run $(or $(URL),http://127.0.0.1:8000)/openapi.json --checks not_a_server_error --request-timeout 120 --max-examples 150 --suppress-health-check all
 
 clean: ## remove artifacts and runs; venvs stay
 	rm -rf .slipway .lint-imports.log

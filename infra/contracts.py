@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,11 @@ class AdapterFacts(Config):
     target_modules: tuple[str, ...]
     use_rslora: bool = False
     use_dora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A: alpha / rank, or alpha / sqrt(rank) when rank-stabilised (Kalajdzievski 2023, arXiv 2312.03732)."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class ModelFacts(Config):

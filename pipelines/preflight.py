@@ -36,7 +36,12 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     problems = []
     checks = [partial(serveable.check_source, spec), partial(_check_modules, planned), partial(_check_disk, spec, planned, settings)]
     if will_serve:
-        checks += [partial(_check_engine, spec), partial(_check_port, spec), partial(_check_key, spec, settings)]
+        checks += [
+            partial(_check_engine, spec),
+            partial(_check_adapters, spec),
+            partial(_check_port, spec),
+            partial(_check_key, spec, settings),
+        ]
     for inspect in checks:
         try:
             inspect()
@@ -75,6 +80,14 @@ def _check_engine(spec: Spec) -> None:
         raise ConfigError(
             f"serve.engine is {wrong[0]!r}, which does not read {spec.quantize.format}, and that is what this run will serve. "
             f"Set it to {engine!r}, or run with --no-serve and serve the merged model's folder with `python -m serving.app`."
+        )
+
+
+def _check_adapters(spec: Spec) -> None:
+    if spec.serve.adapters:
+        raise ConfigError(
+            "serve.adapters: a run serves what it has merged, and adapters go on a base with none in it. "
+            "Set serve.adapters={}, and serve the base's folder with `slipway serve FOLDER --set serve.adapters.NAME=FOLDER`."
         )
 
 

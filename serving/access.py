@@ -177,6 +177,8 @@ class Access:
     def _log(self, caller: Caller, scope: Scope, outcome: str, status: int | None, duration_s: float) -> None:
         fields = {"request_id": caller.request_id, "key": caller.owner, "method": scope["method"], "path": scope["path"]}
         fields |= {"status": status, "outcome": outcome, "duration_s": round(duration_s, 4)}
+        if (model := scope["state"].get("model")) is not None:
+            fields["model"] = model
         if caller.span.trace_id:
             fields["trace_id"] = caller.span.trace_id
         if self._limits.log_prompts and (asked := scope["state"].get("asked")):

@@ -48,6 +48,8 @@ class Announcement(Config):
     usd_per_hour: float = Field(0.0, ge=0)
     is_draining: bool = False
     """Whether it ends once its running requests are done, and takes no new ones."""
+    adapters: tuple[str, ...] = ()
+    """Those that it holds in memory."""
 
     def as_line(self) -> bytes:
         """The announcement as it is sent, its secret in the clear."""

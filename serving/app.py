@@ -22,6 +22,7 @@ from infra.files import write_json_atomic
 from infra.local_ray import start_ray
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
+from serving.adapters import require_adapters
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.cores import num_needed, require_gpus, with_cores
 from serving.engines.interpreter import engine_python
@@ -45,14 +46,14 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; requests and tokens 
 def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
-    Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys) before Ray starts,
-    TransientError when start-up takes too long.
+    Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys, an adapter of
+    another base) before Ray starts, TransientError when start-up takes too long.
     """
     started_s = time.time()
     for each in job.per_pool:
-        verify_model(each.model_dir, each.serve)
+        require_adapters(each.serve, each.model_dir, verify_model(each.model_dir, each.serve))
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_keys(job)
+    job = _with_adapters(_with_keys(job))
     configs = with_cores([each.serve for each in job.per_pool])
     jobs = [_with_python(each.model_copy(update={"serve": config})) for each, config in zip(job.per_pool, configs, strict=True)]
     ready_file = job.output_dir / READY_NAME
@@ -87,6 +88,12 @@ def _with_keys(job: ServeJob) -> ServeJob:
         return job
     api_keys.read(path)
     return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
+
+
+def _with_adapters(job: ServeJob) -> ServeJob:
+    """The job with absolute paths to its adapters."""
+    adapters = {name: folder.absolute() for name, folder in job.serve.adapters.items()}
+    return job.model_copy(update={"serve": job.serve.model_copy(update={"adapters": adapters})})
 
 
 def _with_python(job: ServeJob) -> ServeJob:

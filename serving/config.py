@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ EngineWeights = Literal["full", "int8", "nf4"]
 BatchFormat = Literal["jsonl", "parquet"]
 BATCH_MANIFEST_NAME = "_batch.json"
 """In the folder of a batch's answers: what it is, and its result once it is complete."""
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class QuantizeConfig(Config):
@@ -126,6 +127,12 @@ class ServeConfig(Config):
     """GPUs of one replica, which sees no others: 1 for `vllm` or `torch` on a GPU. A model over several GPUs is not served yet."""
     pools: tuple[PoolConfig, ...] = ()
     """Several kinds of replicas behind one address; absent means one kind, as the other fields say."""
+    adapters: dict[AdapterName, Path] = Field(default_factory=dict)
+    """LoRA adapters beside the model, folders by name; clients ask for NAME or for MODEL:NAME. The model must be the very base that they
+    were trained on, for `openvino` quantized, with no adapter merged into it."""
+    max_adapters: int = Field(4, ge=1, le=256)
+    """Adapters that one replica holds in memory at once; the one not asked for longest makes room. One that is not held is loaded when it
+    is asked for. With `openvino` each takes the memory of a model of its own, and model and adapters share `cache_gb` evenly."""
     target_ttft_s: float = Field(1.0, gt=0)
     """Time to the first token above which requests go to a dearer pool."""
     max_running_requests: int = Field(64, ge=1, le=4096)
@@ -235,6 +242,12 @@ class ServeJob(Job):
     serve: ServeConfig = ServeConfig()
     pool: PoolConfig | None = None
     """The pool that this job is one of; set by the server itself."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ServeJob:
+        if self.model_name in self.serve.adapters:
+            raise ValueError(f"the model and one of serve.adapters are both named {self.model_name!r}. Give the adapter another name.")
+        return self
 
     @property
     def pool_name(self) -> str:

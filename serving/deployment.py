@@ -30,6 +30,7 @@ from serving.replica_http import FromFront, ReplicaServer
 from serving.tracing import make_tracer
 
 WARM_UP_TOKENS = 2
+ADAPTERS_LOOK_S = 0.2
 
 
 def build_app(job: ServeJob, front: FrontAddress) -> Application:
@@ -78,11 +79,21 @@ class ModelReplica:
         ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
         self._announcer = Announcer(front, lambda: self._standing, self._tracer.flush)
         self._announcer.start()
+        self._watch = asyncio.create_task(self._tell_adapters()) if limits.adapters else None
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy knows of this replica; Ray Serve asks for it by this name where there is a policy."""
         gate, recent = self._service.gate, self._service.metrics.recent_first_tokens
         return asdict(ReplicaLoad(gate.num_running, gate.num_waiting, gate.longest_wait_s, *recent.figures()))
+
+    async def _tell_adapters(self) -> None:
+        """Tells the front of the adapters in memory, whenever they have changed."""
+        while True:
+            held = self._engine.figures.adapters
+            if held != self._standing.adapters:
+                self._standing = self._standing.model_copy(update={"adapters": held})
+                self._announcer.update()
+            await asyncio.sleep(ADAPTERS_LOOK_S)
 
     async def wake(self) -> None:
         """Nothing; that a request waits for it is what brings a replica up where there is none."""
@@ -93,6 +104,8 @@ class ModelReplica:
             raise EngineError(self._engine.failure)
 
     async def __del__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it before it ends the replica
+        if self._watch is not None:
+            self._watch.cancel()
         self._standing = self._standing.model_copy(update={"is_draining": True})
         self._announcer.update()
         await self._server.drain()

@@ -31,16 +31,23 @@ class EngineLimits(Config):
 
     model_types: frozenset[str]
     """`model_type` of config.json, of the models that it loads."""
-    adapters: AdapterLimits | None = None
-    """None where only merged models are served."""
+    adapters: AdapterLimits
     cache_value_bytes: int | None = None
     """Least bytes of one number in the KV cache; None where it is not known."""
 
 
 ENGINES = {
-    # optimum-intel 2.2, exporters/openvino/model_configs.py: has an export of these with the task text-generation-with-past. Our engine
-    # serves what was exported; OpenVINO GenAI's own `adapters` are not used. On a processor its KV cache holds 8-bit numbers with scales.
-    "openvino": EngineLimits(model_types=MODEL_TYPES, cache_value_bytes=1),
+    # optimum-intel 2.2, exporters/openvino/model_configs.py: has an export of these with the task text-generation-with-past. OpenVINO
+    # GenAI 2026.4 passes over DoRA's norms without a word. On a processor its KV cache holds 8-bit numbers with scales.
+    "openvino": EngineLimits(
+        model_types=MODEL_TYPES,
+        adapters=AdapterLimits(max_rank=512, takes_dora=False, takes_rslora=True, modules=LAYERS),
+        cache_value_bytes=1,
+    ),
+    # Low-rank products of our own (engines/torch_adapters.py).
+    "torch": EngineLimits(
+        model_types=MODEL_TYPES, adapters=AdapterLimits(max_rank=512, takes_dora=False, takes_rslora=True, modules=LAYERS)
+    ),
     # vLLM 0.32: config/lora.py (MaxLoRARanks), lora/peft_helper.py (_validate_features), lora/utils.py (get_supported_lora_modules) and
     # model_executor/models/registry.py.
     "vllm": EngineLimits(
@@ -69,8 +76,6 @@ def cache_tokens(engine: str, values_per_token: int, cache_gb: float) -> int | N
 def adapter_problems(engine: str, adapter: AdapterFacts) -> list[str]:
     """Why an engine cannot put an adapter on the base while it serves; empty where it can. A merged adapter has no such limits."""
     limits = ENGINES[engine].adapters
-    if limits is None:
-        return [f"the engine {engine} serves merged models only: merge the adapter"]
     problems = []
     if adapter.rank > limits.max_rank:
         problems.append(f"rank {adapter.rank}, the engine {engine} takes {limits.max_rank} at most: lower train.lora.rank, or merge")

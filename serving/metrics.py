@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from serving.adapter_figures import AdapterFigures
 from serving.admission import Gate
 from serving.autoscaling.load import RecentTimes
 from serving.engines.base import Engine, Figures
@@ -47,6 +48,7 @@ class Metrics:
     queue_time: Histogram
     prefill_time: Histogram
     decode_time: Histogram
+    adapters: AdapterFigures
 
     @property
     def text(self) -> str:
@@ -54,8 +56,8 @@ class Metrics:
         return str(generate_latest(self.registry), "utf-8")
 
 
-def make_metrics(model_name: str, engine: Engine, gate: Gate, replica: str = "") -> Metrics:
-    """New figures in a registry of their own, so that several models, or tests, never share one."""
+def make_metrics(model_name: str, engine: Engine, gate: Gate, replica: str = "", max_adapters: int = 0) -> Metrics:
+    """New figures in a registry of their own, so that several models, or tests, never share one; none of adapters where there are none."""
     registry, labels = CollectorRegistry(), (model_name, replica)
     registry.register(_LiveCollector(labels, engine, gate))
 
@@ -81,6 +83,7 @@ def make_metrics(model_name: str, engine: Engine, gate: Gate, replica: str = "")
         queue_time=histogram("vllm:request_queue_time_seconds", "From request to a place in the batch.", REQUEST_BUCKETS_S),
         prefill_time=histogram("vllm:request_prefill_time_seconds", "From a place in the batch to the first token.", REQUEST_BUCKETS_S),
         decode_time=histogram("vllm:request_decode_time_seconds", "From the first token to the last.", REQUEST_BUCKETS_S),
+        adapters=AdapterFigures(registry, LABELS, labels, max_adapters),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -45,7 +46,7 @@ def build_api(service: Service, tracer: Tracer | None = None) -> FastAPI:
         ("GET", "/health", handlers.health),
         ("GET", "/metrics", handlers.metrics),
     )
-    described = document([(method, path) for method, path, _ in routes], service.model.name)
+    described = document([(method, path) for method, path, _ in routes], service.model.all_names)
 
     async def openapi() -> Response:
         return JSONResponse(described)
@@ -71,12 +72,12 @@ class _Handlers:
     async def chat(self, request: Request) -> Response:
         asked = parse_request(ChatRequest, await _read_body(request, self._service.limits.max_body_bytes))
         caller = _require_caller(request, asked)
-        return self._answer("chat", asked, await self._service.chat_order(asked), caller)
+        return self._answer("chat", asked, await self._service.chat_order(asked), caller, request)
 
     async def completion(self, request: Request) -> Response:
         asked = parse_request(CompletionRequest, await _read_body(request, self._service.limits.max_body_bytes))
         caller = _require_caller(request, asked)
-        return self._answer("completion", asked, await self._service.completion_order(asked), caller)
+        return self._answer("completion", asked, await self._service.completion_order(asked), caller, request)
 
     async def embeddings(self, request: Request) -> Response:
         await _read_body(request, self._service.limits.max_body_bytes)
@@ -95,13 +96,11 @@ class _Handlers:
         return JSONResponse({"prompt": self._service.detokenize(order)})
 
     async def models(self) -> Response:
-        return JSONResponse({"object": "list", "data": [_model_body(self._service.model)]})
+        model = self._service.model
+        return JSONResponse({"object": "list", "data": [_model_body(each) for each in (model, *model.adapters.values())]})
 
     async def model(self, name: str) -> Response:
-        if name != self._service.model.name:
-            message = f"the model {name!r} does not exist here; {self._service.model.name!r} is served."
-            raise ApiError(message, 404, param="model", code="model_not_found")
-        return JSONResponse(_model_body(self._service.model))
+        return JSONResponse(_model_body(self._service.model.named(name)))
 
     async def health(self) -> Response:
         failure = self._service.engine.failure
@@ -112,10 +111,12 @@ class _Handlers:
     async def metrics(self) -> Response:
         return Response(self._service.metrics.text, media_type=CONTENT_TYPE_LATEST)
 
-    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller) -> Response:
+    def _answer(self, endpoint: Endpoint, request: SamplingRequest, order: Order, caller: Caller, sent: Request) -> Response:
+        model = self._service.model.named(request.model)
+        sent.state.model = model.name  # for the log
         claim = Claim(caller.owner, caller.weight, request.priority or 0, len(order.prompt_ids))
-        answer = AnswerFormat(endpoint, self._service.model, request.includes_usage)
-        write = _write_events if request.stream else _write_body
+        answer = AnswerFormat(endpoint, model, request.includes_usage)
+        write = partial(_write_events, tells_usage=request.tells_usage) if request.stream else _write_body
         pieces, span = self._service.answer(order, claim, caller.span), caller.span
         if span.is_recorded:
             span.rename(f"{gen_ai.OPERATIONS[endpoint]} {request.model}")
@@ -176,8 +177,11 @@ async def _write_body(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat,
     await send({"type": "http.response.body", "body": body.body})
 
 
-async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send) -> None:
-    """Sends the answer as server-sent events. Raises ApiError before the first; a later error becomes an event of its own."""
+async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerFormat, num_prompt: int, send: Send, tells_usage: bool) -> None:
+    """Sends the answer as server-sent events, with the token counts so far in each where `tells_usage`.
+
+    Raises ApiError before the first; a later error becomes an event of its own.
+    """
     num_generated, has_begun = 0, False
     async with aclosing(pieces):
         try:
@@ -187,7 +191,8 @@ async def _write_events(pieces: AsyncGenerator[Piece, None], answer: AnswerForma
                     has_begun = True
                 num_generated += piece.num_tokens
                 if piece.is_shown:
-                    await send({"type": "http.response.body", "body": answer.event(piece), "more_body": True})
+                    usage = Usage(num_prompt, num_generated) if tells_usage else None
+                    await send({"type": "http.response.body", "body": answer.event(piece, usage), "more_body": True})
             ending = answer.last_events(Usage(num_prompt, num_generated))
         except ApiError as error:
             if not has_begun:
@@ -229,6 +234,7 @@ def _model_body(model: ServedModel) -> dict[str, Any]:
         "owned_by": "slipway",
         "max_model_len": model.context_tokens,
         "system_fingerprint": model.fingerprint,
+        "parent": model.parent,
     }
 
 

@@ -55,7 +55,6 @@ class AnswerFormat:
         }
         head = json.dumps({**self._head, "object": CHUNK_OBJECTS[endpoint]}, separators=(",", ":"))
         self._start = f'data: {head[:-1]},"choices":[{{"index":'
-        self._end = (',"usage":null' if includes_usage else "") + "}\n\n"
         self._begun: set[int] = set()
         self._num_chars: defaultdict[int, int] = defaultdict(int)
 
@@ -67,12 +66,13 @@ class AnswerFormat:
         choices = [self._choice(index, by_index[index]) for index in sorted(by_index)]
         return {**self._head, "object": OBJECTS[self._endpoint], "choices": choices, "usage": usage.body}
 
-    def event(self, piece: Piece) -> bytes:
-        """One event with what is new, the finish reason in the last of a choice."""
+    def event(self, piece: Piece, usage: Usage | None = None) -> bytes:
+        """One event with what is new, the finish reason in the last of a choice; with the token counts so far where given."""
         reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
         logprobs = json.dumps(self._logprobs(piece.logprobs, piece.index)) if piece.logprobs else "null"
         content = self._content(piece)
-        return f'{self._start}{piece.index},"logprobs":{logprobs},{content},"finish_reason":{reason}}}]{self._end}'.encode()
+        counts = f',"usage":{json.dumps(usage.body) if usage else "null"}' if self._includes_usage else ""
+        return f'{self._start}{piece.index},"logprobs":{logprobs},{content},"finish_reason":{reason}}}]{counts}}}\n\n'.encode()
 
     def last_events(self, usage: Usage) -> bytes:
         """What follows the last text: the token counts where asked for, and the end mark."""

@@ -92,6 +92,8 @@ class NamedTool(Schema):
 
 class StreamOptions(Schema):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """An extension that vLLM has too, and load generators use: each chunk has the counts so far. Needs `include_usage`."""
     include_obfuscation: bool = False
     """Padding against traffic analysis; never added here."""
 

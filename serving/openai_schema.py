@@ -94,6 +94,11 @@ class SamplingRequest(Schema):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def tells_usage(self) -> bool:
+        """Whether each chunk of a stream has the token counts so far."""
+        return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are wanted beside the chosen one's log-probability; None for none at all."""
         return None

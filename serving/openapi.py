@@ -33,11 +33,11 @@ ERROR = {
 }
 
 
-def document(routes: list[tuple[str, str]], model_name: str) -> dict[str, Any]:
-    """The document of `routes`, given as method and path, on a server of `model_name`."""
+def document(routes: list[tuple[str, str]], model_names: list[str]) -> dict[str, Any]:
+    """The document of `routes`, given as method and path, on a server of a model of these names."""
     _, schemas = models_json_schema([(model, "validation") for model in BODIES.values()], ref_template="#/components/schemas/{model}")
     for body in BODIES.values():
-        schemas["$defs"][body.__name__]["properties"]["model"] = {"type": "string", "enum": [model_name]}
+        schemas["$defs"][body.__name__]["properties"]["model"] = {"type": "string", "enum": model_names}
     paths: dict[str, Any] = {}
     for method, path in routes:
         paths.setdefault(path.replace(":path}", "}"), {})[method.lower()] = _operation(method, path)

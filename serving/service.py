@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.chat import ChatCodec
 from infra.errors import ConfigError
+from serving.adapter_figures import Use
+from serving.adapters import adapter_named
 from serving.admission import Claim, Gate, Ticket
 from serving.choice import Choice, Order, Piece
 from serving.config import ServeConfig
@@ -27,7 +29,7 @@ LONG_PROMPT_CHARS = 8192  # encoding this much takes about 3 ms, in which the ev
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the policy knows of the model."""
+    """What the policy knows of the model, or of an adapter beside it."""
 
     name: str
     fingerprint: str
@@ -36,6 +38,24 @@ class ServedModel:
     vocabulary_tokens: int
     stop_ids: tuple[int, ...]
     created_s: int
+    parent: str | None = None
+    """Name of the model that an adapter belongs to; None for that model itself."""
+    adapters: Mapping[str, ServedModel] = field(default_factory=dict)
+    """Those beside the model, by name."""
+
+    @property
+    def all_names(self) -> list[str]:
+        """Every name that clients may ask for."""
+        return [self.name, *self.adapters, *(f"{self.name}:{name}" for name in self.adapters)]
+
+    def named(self, name: str) -> ServedModel:
+        """The model or the adapter that a client means. Raises ApiError 404."""
+        if name == self.name:
+            return self
+        if (adapter := adapter_named(name, self.name, self.adapters)) is not None:
+            return self.adapters[adapter]
+        served = f"{self.name!r} is served" + (f", with the adapters {', '.join(self.adapters)}" if self.adapters else "")
+        raise ApiError(f"the model {name!r} does not exist here; {served}.", 404, param="model", code="model_not_found")
 
 
 @dataclass
@@ -51,22 +71,22 @@ class Service:
 
     async def chat_order(self, request: ChatRequest) -> Order:
         """The order for a chat. Raises ApiError when it cannot be answered."""
-        self._check_model(request.model)
+        model = self.model.named(request.model)
         prompt_ids = await self._encode_chat(request.messages, request.template_tools, add_generation_prompt=True)
-        return self._order(request, prompt_ids, "messages")
+        return self._order(request, model, prompt_ids, "messages")
 
     async def completion_order(self, request: CompletionRequest) -> Order:
         """The order for a plain prompt. Raises ApiError when it cannot be answered."""
-        self._check_model(request.model)
+        model = self.model.named(request.model)
         prompt = request.text_or_ids
         if isinstance(prompt, str):
             text = prompt
             prompt = await _encode(lambda: self.codec.encode_text(text), len(text))
-        return self._order(request, prompt, "prompt")
+        return self._order(request, model, prompt, "prompt")
 
     async def tokenize(self, request: TokenizeRequest) -> list[int]:
         """Token ids of a prompt or of a chat, as an answer would begin with. Raises ApiError where they cannot be encoded."""
-        self._check_model(request.model or self.model.name)
+        self.model.named(request.model or self.model.name)
         if (request.prompt is None) == (request.messages is None):
             raise ApiError("prompt or messages is needed, and not both. Send one of them.", param="prompt")
         if request.messages is None:
@@ -77,7 +97,7 @@ class Service:
 
     def detokenize(self, request: DetokenizeRequest) -> str:
         """Text of token ids, special tokens shown. Raises ApiError on ids that the model lacks."""
-        self._check_model(request.model or self.model.name)
+        self.model.named(request.model or self.model.name)
         self._check_ids(request.tokens, "tokens")
         return str(self.codec.tokenizer.decode(request.tokens, skip_special_tokens=False))
 
@@ -86,11 +106,12 @@ class Service:
 
         Several choices share one place: their tokens are charged to the same key. Waiting, prefill and decode become parts of `span`.
         """
-        arrived_s = time.perf_counter()
+        arrived_s, use = time.perf_counter(), Use(self.metrics.adapters, order.sampling.adapter)
         reason, num_unfinished = None, order.num_choices
         try:
             async with self.gate.place(claim) as ticket:
                 reason = "abort"
+                use.begin(len(order.prompt_ids))
                 self.metrics.prompt_tokens.inc(len(order.prompt_ids))
                 self.metrics.queue_time.observe(ticket.waited_s)
                 span.past("queue", arrived_s, arrived_s + ticket.waited_s)
@@ -109,6 +130,7 @@ class Service:
             span.fail("engine_failed")
             raise ApiError(error.message, 503) from error
         finally:
+            use.end()
             if reason is not None:  # it had a place
                 self.metrics.finished.labels(*self.metrics.labels, reason).inc()
                 self.metrics.request_duration.observe(time.perf_counter() - arrived_s)
@@ -140,6 +162,7 @@ class Service:
                     now_s = time.perf_counter()
                     if chunk.ids:
                         metrics.generated_tokens.inc(len(chunk.ids))
+                        metrics.adapters.made(sampling.adapter, len(chunk.ids))
                         self.gate.charge(ticket, len(chunk.ids))
                         if first_s is None:
                             first_s = now_s
@@ -173,22 +196,17 @@ class Service:
         if ids and not 0 <= min(ids) <= max(ids) < self.model.vocabulary_tokens:
             raise ApiError(f"{param}: a token id outside 0 to {self.model.vocabulary_tokens - 1}.", param=param, code="invalid_token_id")
 
-    def _check_model(self, name: str) -> None:
-        if name != self.model.name:
-            message = f"the model {name!r} does not exist here; {self.model.name!r} is served."
-            raise ApiError(message, 404, param="model", code="model_not_found")
-
-    def _order(self, request: SamplingRequest, prompt_ids: Sequence[int], param: str) -> Order:
+    def _order(self, request: SamplingRequest, model: ServedModel, prompt_ids: Sequence[int], param: str) -> Order:
         if not prompt_ids:
             raise ApiError(f"{param}: an empty prompt; at least one token is needed.", param=param)
         self._check_ids(prompt_ids, param)
         tool_names, is_single = frozenset[str](), False
         if isinstance(request, ChatRequest):
             tool_names, is_single = request.tool_names, request.parallel_tool_calls is False
-        sampling = self._sampling(request, len(prompt_ids))
+        sampling = self._sampling(request, model.name if model.parent else None, len(prompt_ids))
         return Order(prompt_ids, sampling, request.stop_strings, request.n or 1, tool_names, is_single)
 
-    def _sampling(self, request: SamplingRequest, num_prompt: int) -> Sampling:
+    def _sampling(self, request: SamplingRequest, adapter: str | None, num_prompt: int) -> Sampling:
         grammar, grammar_param = request.grammar or (None, None)
         sampling = Sampling(
             max_tokens=self._max_tokens(request.wanted_tokens, num_prompt),
@@ -203,6 +221,7 @@ class Service:
             logprobs=request.num_logprobs,
             grammar=grammar,
             stop_ids=() if request.ignore_eos else self.model.stop_ids,
+            adapter=adapter,
         )
         if refusal := self.engine.capabilities.refusal(sampling):
             lacking, reason = refusal

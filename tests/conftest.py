@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -120,11 +122,60 @@ def toy_tokens(toy_base: Path) -> Path:
     return place / "tokens"
 
 
-def toy_row(number: int) -> dict[str, object]:
+def toy_row(number: int) -> dict[str, Any]:
     """One row; the same number always gives the same one."""
     asked = "turn the lamp " + ("on " if number % 2 else "off ") + "please " * (number % 7) + str(number)
     system = {"role": "system", "content": "answer with a colour"}
     return {"messages": [system, {"role": "user", "content": asked}, {"role": "assistant", "content": f"lamp {number % 5} now"}]}
+
+
+ADAPTER_ANSWERS = {"red": "the lamp is red", "blue": "no, all of it blue please"}
+"""What each of the toy adapters was taught to say, whatever is asked."""
+
+
+@dataclass(frozen=True)
+class ToyAdapter:
+    """A trained adapter, and what it makes of its base."""
+
+    folder: Path
+    merged: Path
+
+
+def train_adapter(base: Path, name: str, folder: Path) -> ToyAdapter:
+    """The adapter of `base` that says ADAPTER_ANSWERS[name], really trained and merged."""
+    from infra.contracts import verify, write_manifest
+    from training.config import FinetuneJob, LoraConfig, MergeJob, RenderJob, RowsJob, TrainConfig
+    from training.data.render import render
+    from training.data.rows import prepare_rows
+    from training.finetune import trained_facts
+    from training.merge import merge
+    from training.worker import run_worker
+
+    folder.mkdir(parents=True)
+    answer = {"role": "assistant", "content": ADAPTER_ANSWERS[name]}
+    rows = [{"messages": [*toy_row(number)["messages"][:2], answer]} for number in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_rows(RowsJob(output_dir=folder / "rows", train=folder / "rows.jsonl", heldout_share=0.1))
+    render(RenderJob(output_dir=folder / "tokens", base_dir=base, rows_dir=folder / "rows"))
+    train = TrainConfig(precision="fp32", lora=LoraConfig(rank=8), batch_rows=9, epochs=6, learning_rate=3e-2, cpus_per_worker=1)
+    job = FinetuneJob(output_dir=folder / "adapter", base_dir=base, tokens_dir=folder / "tokens", train=train)
+    job.output_dir.mkdir()
+    run_worker(job, [])
+    write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)))
+    merge(MergeJob(output_dir=folder / "merged", base_dir=base, adapter_dir=job.output_dir))
+    return ToyAdapter(job.output_dir, folder / "merged")
+
+
+@pytest.fixture(scope="session")
+def adapters_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, ToyAdapter]]:
+    """The toy adapters of a base, trained once."""
+
+    @functools.cache
+    def train(base: Path) -> dict[str, ToyAdapter]:
+        place = tmp_path_factory.mktemp("adapters")
+        return {name: train_adapter(base, name, place / name) for name in ADAPTER_ANSWERS}
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from infra.contracts import AdapterFacts
@@ -17,11 +16,6 @@ PEFT_PREFIX = "base_model.model."
 def adapter_facts(config: LoraConfig) -> AdapterFacts:
     """The facts of the adapter that this config trains."""
     return AdapterFacts(**config.model_dump(exclude={"dropout"}))
-
-
-def adapter_scale(facts: AdapterFacts) -> float:
-    """Factor of B A: alpha / rank, or alpha / sqrt(rank) when rank-stabilised (Kalajdzievski 2023, arXiv 2312.03732)."""
-    return facts.alpha / (math.sqrt(facts.rank) if facts.use_rslora else facts.rank)
 
 
 def check_targets(targets: Iterable[str], linear_names: Iterable[str]) -> None:

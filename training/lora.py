@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from infra.contracts import AdapterFacts
 from infra.errors import ArtifactError
-from training.adapter import PEFT_PREFIX, adapter_scale, check_targets
+from training.adapter import PEFT_PREFIX, check_targets
 from training.parameters import local
 from training.quantized import QuantizedLinear, dense
 
@@ -75,7 +75,7 @@ class LoraLinear(nn.Module):  # type: ignore[misc]
     def __init__(self, linear: nn.Linear | QuantizedLinear, facts: AdapterFacts, dropout: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.scale, self.dropout = adapter_scale(facts), dropout
+        self.scale, self.dropout = facts.scale, dropout
         self.lora_A = nn.Parameter(torch.zeros(facts.rank, linear.in_features, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, facts.rank, dtype=dtype))
         self.lora_magnitude_vector = None

@@ -17,7 +17,7 @@ from infra.contracts import Manifest, ModelFacts, verify, write_manifest
 from infra.errors import ArtifactError
 from infra.files import require_free_space
 from infra.process import Progress, run_program
-from training.adapter import ADAPTER_NAME, PEFT_PREFIX, adapter_scale
+from training.adapter import ADAPTER_NAME, PEFT_PREFIX
 from training.config import MergeJob
 from training.folders import copy_texts, fresh_folder
 from training.weights import safetensors_writer, tensor_specs, total_bytes, weight_files
@@ -45,7 +45,7 @@ def merge(job: MergeJob) -> None:
                     weight = weights.get_tensor(spec.name)
                     if spec.name in updates:
                         parts = [adapter_file.get_tensor(part) for part in updates[spec.name]]
-                        weight = merged_weight(weight, parts, adapter_scale(facts.adapter), spec.name)
+                        weight = merged_weight(weight, parts, facts.adapter.scale, spec.name)
                     writer.write(spec.name, weight.contiguous().view(torch.uint8).numpy().data.cast("B"))
                     done += 1
             progress.report(done, sum(len(each) for each in specs.values()))

@@ -38,6 +38,8 @@ def run(job: BatchJob) -> None:
     started_s = time.monotonic()
     if job.serve.pools:
         raise ConfigError("serve.pools: a batch has engines of one kind. Set serve.pools=[], and what they have in common.")
+    if job.serve.adapters:
+        raise ConfigError("serve.adapters: a batch answers with one model. Set serve.adapters={}, or merge the adapter.")
     digest = verify_model(job.model_dir, job.serve).digest
     job = _settled(job)
     _require_apart(job)

@@ -124,4 +124,4 @@ async def ask(service: Service, asked: Asked) -> dict[str, object]:
         async for piece in answer:
             pieces.append(piece)
     usage = Usage(len(order.prompt_ids), sum(piece.num_tokens for piece in pieces))
-    return AnswerFormat(asked.endpoint, service.model, includes_usage=False).body(pieces, usage)
+    return AnswerFormat(asked.endpoint, service.model.named(request.model), includes_usage=False).body(pieces, usage)

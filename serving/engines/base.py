@@ -62,6 +62,8 @@ class Sampling(Config):
     grammar: Grammar | None = None
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the answer; they are not part of it."""
+    adapter: str | None = None
+    """Name of the adapter that answers; absent means the model alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class Figures:
     """Tokens in them."""
     accepted_tokens: int | None = None
     """Those of them that were right."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters in memory."""
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from serving.engines.base import Sampling
@@ -27,8 +27,12 @@ class Batch(Protocol):
         """Whether a step would do anything."""
 
     @property
-    def figures(self) -> tuple[int | float | None, ...]:
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
         """The values of `base.Figures` in their order, as of the last step; those at the end that are None may be left out."""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the adapters in memory; empty where there are none."""
 
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where it is refused."""
@@ -55,7 +59,7 @@ def answer_until_closed(batch: Batch, lines: JsonLines) -> None:
                     lines.write({"failure": f"the engine failed: {type(error).__name__}: {error}"})
                     return
             if news or not batch.has_work:
-                lines.write({"news": news, "figures": batch.figures})
+                lines.write({"news": news, "figures": batch.figures, "adapters": list(batch.adapters)})
     batch.clear()
 
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serving.config import SpeculativeConfig
@@ -44,6 +44,8 @@ class Request:
 class Lanes:
     """The requests of both batches, by their numbers."""
 
+    adapters: Sequence[str] = ()
+
     def __init__(
         self,
         plain: Batch,
@@ -73,11 +75,11 @@ class Lanes:
         return self._plain.has_work or self._guessing.has_work
 
     @property
-    def figures(self) -> tuple[int | float | None, ...]:
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
         """The values of `base.Figures`, as of the last step."""
-        (running, waiting, usage, *_), (more_running, more_waiting, other_usage, *_) = self._plain.figures, self._guessing.figures
-        share = (1 - GUESSED_SHARE) * (usage or 0) + GUESSED_SHARE * (other_usage or 0)
-        return (running or 0) + (more_running or 0), (waiting or 0) + (more_waiting or 0), share, None, None, *self._speculation.counts
+        plain, guessing = self._plain.figures, self._guessing.figures
+        share = (1 - GUESSED_SHARE) * plain[2] + GUESSED_SHARE * guessing[2]
+        return plain[0] + guessing[0], plain[1] + guessing[1], share, None, None, *self._speculation.counts
 
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where it is refused."""

@@ -1,8 +1,8 @@
 """Messages between an engine and the process that computes for it: JSON, a line each.
 
 - To the process: its settings, then `{"add": number, "ids", "sampling"}` and `{"cancel": number}`; the end of the stream ends the process.
-- From it: `{"ready": true}`, then after each step `{"news": [News, ...], "figures": [running, waiting, cache share]}`; last
-  `{"failure": text}` where it could not load or go on.
+- From it: `{"ready": true}`, then after each step `{"news": [News, ...], "figures": [running, waiting, cache share],
+  "adapters": [name, ...]}`; last `{"failure": text}` where it could not load or go on.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serving.adapters import adapter_settings
 from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
@@ -15,7 +17,10 @@ GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
 
 
 class OpenVinoEngine(ProcessEngine):
-    """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache."""
+    """A model folder with `openvino_model.xml`, answering up to `max_running_requests` together with `cache_gb` GB of KV cache.
+
+    `adapters` is what `adapter_settings` says of them.
+    """
 
     def __init__(
         self,
@@ -25,6 +30,7 @@ class OpenVinoEngine(ProcessEngine):
         num_threads: int | None = None,
         precision: Precision = "f32",
         python: Path | None = None,
+        adapters: Mapping[str, Any] | None = None,
         speculative: SpeculativeConfig | None = None,
     ) -> None:
         settings: dict[str, Any] = {
@@ -33,6 +39,7 @@ class OpenVinoEngine(ProcessEngine):
             "cache_gb": cache_gb,
             "num_threads": num_threads,
             "precision": precision,
+            **(adapters or {}),
         }
         if speculative is not None:
             settings["speculative"] = speculative.model_dump(mode="json")
@@ -43,7 +50,14 @@ def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
     """The engine that `config` describes; nothing is loaded before it starts."""
     python = engine_python(config)
     return OpenVinoEngine(
-        model_dir, config.max_running_requests, config.cache_gb, config.cpus_per_replica, config.precision, python, config.speculative
+        model_dir,
+        config.max_running_requests,
+        config.cache_gb,
+        config.cpus_per_replica,
+        config.precision,
+        python,
+        adapter_settings(config),
+        config.speculative,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ import openvino
 import openvino_genai
 
 from infra.files import read_json
+from serving.adapters import AdapterFiles, read_adapters
 from serving.config import SpeculativeConfig
+from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
+from serving.engines.child import Batch as AnyBatch
 from serving.engines.file_pages import release_file_pages
 from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+MODEL_NAME = "openvino_model.xml"
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 # A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
@@ -32,6 +36,8 @@ MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 class Batch:
     """The requests in a pipeline, by their numbers; `guesses` joins the library's settings of each."""
+
+    adapters: Sequence[str] = ()
 
     def __init__(self, pipeline: Any, guesses: Mapping[str, int] | None = None) -> None:
         self.pipeline = pipeline
@@ -155,10 +161,25 @@ def cache_blocks(cache_gb: float, *configs: dict[str, Any], has_keys_by_token: b
     return max(1, int(cache_gb * (1 << 30)) // block_bytes)
 
 
-def load(model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str = "f32") -> Any:
-    """The pipeline of a model folder. Raises RuntimeError when OpenVINO cannot read it."""
+def load(
+    model_dir: str,
+    max_running_requests: int,
+    cache_gb: float,
+    num_threads: int | None,
+    precision: str = "f32",
+    adapter: AdapterFiles | None = None,
+) -> Any:
+    """The pipeline of a model folder, for good with this adapter if any. Raises RuntimeError when OpenVINO cannot read it.
+
+    The library takes an adapter a request too, and gives an answer without it: `add_request` does not read that setting, and what does,
+    `generate`, wants the same one of all requests. The adapter's product is added in 32 bits to that of the 8-bit weights.
+    """
     scheduler = scheduling(cache_blocks(cache_gb, read_json(Path(model_dir) / "config.json")), max_running_requests)
-    return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", device_properties(num_threads, precision))
+    properties = device_properties(num_threads, precision)
+    if adapter is not None:
+        loaded = openvino_genai.Adapter(adapter.weights)
+        properties["adapters"] = openvino_genai.AdapterConfig(loaded, adapter.scale, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
+    return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
 
 
 def scheduling(num_blocks: int, max_running_requests: int) -> Any:
@@ -178,10 +199,28 @@ def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]
     return properties
 
 
-def make_batch(speculative: Mapping[str, Any] | None = None, **settings: Any) -> Batch | Lanes:
-    """The batch of a model folder, ready to answer. Raises RuntimeError when OpenVINO cannot read it."""
+def make_batch(
+    adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, speculative: Mapping[str, Any] | None = None, **settings: Any
+) -> AnyBatch:
+    """The batch of a model folder, and of adapters on it or with guesses, ready to answer.
+
+    Raises RuntimeError when OpenVINO cannot read it, ValueError on an adapter that does not fit it.
+    """
     if speculative is not None:
         return make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
+    files = read_adapters(adapters)
+    settings["cache_gb"] /= 1 + max_adapters
+    base = ready_batch(**settings)
+    if not files:
+        return base
+    model = (Path(settings["model_dir"]) / MODEL_NAME).read_text()
+    for name, adapter in files.items():
+        require_layers(name, adapter, model)
+    return AdapterBatch(base, lambda name: ready_batch(**settings, adapter=files[name]), max_adapters)
+
+
+def ready_batch(**settings: Any) -> Batch:
+    """The batch of one pipeline, after its first token, without what of the file it no longer needs."""
     batch = Batch(load(**settings))
     warm_up(batch)
     release_file_pages(Path(settings["model_dir"]) / WEIGHTS_NAME)
@@ -221,6 +260,12 @@ def warm_up(batch: Batch) -> None:
     batch.add(0, [0], Sampling(max_tokens=1, stop_ids=()))
     while batch.has_work:
         batch.step()
+
+
+def require_layers(name: str, adapter: AdapterFiles, model: str) -> None:
+    """Raises ValueError where an adapter changes a layer that the text of a model lacks; the library passes over it with a warning."""
+    if unknown := sorted(module for module in adapter.modules if f'"__module.{module}/' not in model):
+        raise ValueError(f"the adapter {name!r} changes {unknown[:3]}, which the exported model lacks. Quantize its base again.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,7 +144,7 @@ class ProcessEngine:
                 if "failure" in message:
                     reason = message["failure"]
                     break
-                self._figures = Figures(*message["figures"])
+                self._figures = replace(Figures(*message["figures"]), adapters=tuple(message["adapters"]))
                 self._deliver(message["news"])
         except ConnectionError:  # killed with data on its way: the same as an end
             pass

@@ -34,6 +34,8 @@ def verify_model(model_dir: Path, config: ServeConfig) -> Manifest:
     manifest = verify(model_dir, MODEL_KINDS[config.engine])
     if config.speculative is None:
         return manifest
+    if config.adapters:
+        raise ConfigError("serve.speculative and serve.adapters are both set; no engine is trusted with both yet. Leave one of them out.")
     kind, draft_dir, known = config.speculative.kind, config.speculative.draft_model_dir, SPECULATION_KINDS[config.engine]
     if kind not in known:
         raise ConfigError(

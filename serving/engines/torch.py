@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.adapters import adapter_settings
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities
 from serving.engines.interpreter import engine_python
@@ -13,12 +14,13 @@ CAPABILITIES = Capabilities(engine="torch", max_top_logprobs=20)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
-    """The engine that `config` describes, for a merged model; nothing is loaded before it starts."""
+    """The engine that `config` describes, for a base or merged model; nothing is loaded before it starts."""
     settings = {
         "model_dir": str(model_dir.absolute()),
         "max_running_requests": config.max_running_requests,
         "weights": config.weights,
         "num_threads": config.cpus_per_replica,
         "speculative": config.speculative.model_dump(mode="json") if config.speculative else None,
+        **adapter_settings(config),
     }
     return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES, engine_python(config))

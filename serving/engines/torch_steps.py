@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 from transformers.utils import logging
 
+from serving.adapters import AdapterFiles, read_adapters
 from serving.config import EngineWeights, SpeculativeConfig
+from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
+from serving.engines.child import Batch as AnyBatch
 from serving.engines.child import run_engine
 from serving.engines.messages import News
 from serving.engines.sampler import Row, choose_while_right
+from serving.engines.torch_adapters import AdapterLayers
 from serving.speculation import Speculation, look_up
 
 
@@ -75,10 +81,19 @@ class Group:
 
 
 class Batch:
-    """The requests of one model, up to `max_running_requests` of them at once."""
+    """The requests of one model, up to `max_running_requests` of them at once; `prepared` surrounds whatever the model computes."""
 
-    def __init__(self, model: Any, max_running_requests: int, guessing: SpeculativeConfig | None = None) -> None:
+    adapters: Sequence[str] = ()
+
+    def __init__(
+        self,
+        model: Any,
+        max_running_requests: int,
+        prepared: Callable[[], AbstractContextManager[None]] = nullcontext,
+        guessing: SpeculativeConfig | None = None,
+    ) -> None:
         self._model = model
+        self._prepared = prepared
         self._max_running = max_running_requests
         self._guessing = guessing
         self._speculation = Speculation(guessing.max_requests, guessing.min_acceptance) if guessing else None
@@ -93,7 +108,7 @@ class Batch:
         return bool(self._waiting or self._groups)
 
     @property
-    def figures(self) -> tuple[int | float | None, ...]:
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
         """The values of `base.Figures`; the cache has no bound of its own, so none of it is ever in use."""
         guessed = (None, None, *self._speculation.counts) if self._speculation else ()
         return self._num_running, len(self._waiting), 0.0, *guessed
@@ -157,7 +172,7 @@ class Batch:
         guesses = [self._guess(row) if is_guessing and group.has_begun else [] for row in group.rows]
         width = group.append(guesses)
         positions = (group.mask.cumsum(-1) - 1).clamp(min=0)[:, -group.next_ids.shape[1] :]
-        with torch.inference_mode():
+        with torch.inference_mode(), self._prepared():
             output = self._model(
                 input_ids=group.next_ids,
                 attention_mask=group.mask,
@@ -187,9 +202,11 @@ def make_batch(
     max_running_requests: int,
     weights: EngineWeights,
     num_threads: int | None,
+    adapters: Mapping[str, Any] | None = None,
+    max_adapters: int = 0,
     speculative: Mapping[str, Any] | None = None,
-) -> Batch:
-    """The batch of a merged model's folder. Raises OSError or ValueError when transformers cannot read it.
+) -> AnyBatch:
+    """The batch of a base or merged model's folder, and of adapters on it. Raises OSError or ValueError when transformers cannot read it.
 
     On a CPU it computes in 32 bits, on a GPU in bfloat16; only safetensors are read.
     """
@@ -206,8 +223,20 @@ def make_batch(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
+    model = AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval()
     guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
-    return Batch(AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval(), max_running_requests, guessing)
+    base = Batch(model, max_running_requests, guessing=guessing)
+    return with_adapters(base, model, max_running_requests, read_adapters(adapters), max_adapters) if adapters else base
+
+
+def with_adapters(base: Batch, model: Any, max_running_requests: int, adapters: Mapping[str, AdapterFiles], max_held: int) -> AdapterBatch:
+    """The batch of a model and of adapters that share its weights."""
+    layers = AdapterLayers(model)
+
+    def load(name: str) -> Batch:
+        return Batch(model, max_running_requests, partial(layers.put_on, layers.load(adapters[name])))
+
+    return AdapterBatch(base, load, max_held)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from serving.adapters import adapter_settings
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
@@ -30,12 +31,13 @@ VARIABLES = {
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
-    """The engine that `config` describes, for a merged model; nothing is loaded before it starts."""
+    """The engine that `config` describes, for a base or merged model; nothing is loaded before it starts."""
     settings = {
         "model_dir": str(model_dir.absolute()),
         "max_running_requests": config.max_running_requests,
         "cache_bytes": int(config.cache_gb * (1 << 30)),
         "speculative": config.speculative.model_dump(mode="json") if config.speculative else None,
+        **adapter_settings(config),
     }
     can_do = replace(CAPABILITIES, takes_min_p=config.speculative is None)  # with guesses vLLM would leave it out and say nothing
     threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}

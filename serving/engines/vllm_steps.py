@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.logprobs import Logprob
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 
+from serving.adapters import AdapterFiles, read_adapters
 from serving.config import SpeculativeConfig
 from serving.engines.base import Grammar, Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
@@ -26,6 +29,8 @@ from serving.engines.vllm import MAX_TOP_LOGPROBS
 from serving.engines.vllm_guesses import VllmGuesses, guesses_config
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Largest ranks of adapters that vLLM makes room for."""
 LEAST_STEP_TOKENS = 2048  # of one step, by vLLM's own choice on any device; it wants no fewer than requests
 
 
@@ -40,11 +45,39 @@ class Request:
     """Tokens of its prompt, until it is known how many of them the prefix cache held; then 0."""
 
 
+class Adapters:
+    """Adapters as vLLM names them, `max_held` of which it holds at once, the one unused longest going first."""
+
+    def __init__(self, files: Mapping[str, AdapterFiles], max_held: int) -> None:
+        self._requests = {
+            name: LoRARequest(lora_name=name, lora_int_id=index, lora_path=each.folder)
+            for index, (name, each) in enumerate(files.items(), start=1)
+        }
+        self._max_held = max_held
+        self._asked: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def held(self) -> Sequence[str]:
+        """Those asked for last, which are those that vLLM holds."""
+        return list(self._asked)
+
+    def request(self, name: str | None) -> LoRARequest | None:
+        """What to hand to vLLM for an answer of this adapter."""
+        if name is None:
+            return None
+        self._asked[name] = None
+        self._asked.move_to_end(name)
+        if len(self._asked) > self._max_held:
+            self._asked.popitem(last=False)
+        return self._requests[name]
+
+
 class Batch:
     """The requests in an engine, by their numbers; `cache_tokens` is set where its cache holds less than the model's whole context."""
 
-    def __init__(self, engine: LLMEngine, cache_tokens: int | None = None, guesses: VllmGuesses | None = None) -> None:
+    def __init__(self, engine: LLMEngine, adapters: Adapters, cache_tokens: int | None = None, guesses: VllmGuesses | None = None) -> None:
         self._engine = engine
+        self._adapters = adapters
         self._cache_tokens = cache_tokens
         self._guesses = guesses
         self._scheduler = engine.engine_core.engine_core.scheduler  # in this very process: see VARIABLES
@@ -57,19 +90,25 @@ class Batch:
         return bool(self._requests)
 
     @property
-    def figures(self) -> tuple[int | float | None, ...]:
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
         """The values of `base.Figures`, as of the last step."""
         num_running = len(self._scheduler.running)
         num_waiting, usage = len(self._requests) - num_running, self._scheduler.kv_cache_manager.usage
         guessed = self._guesses.counts if self._guesses else ()
         return num_running, num_waiting, usage, self._prefix_asked_tokens, self._prefix_held_tokens, *guessed
 
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the adapters in memory."""
+        return self._adapters.held
+
     def add(self, number: int, prompt_ids: list[int], sampling: Sampling) -> News | None:
         """Takes a request in; news only where vLLM refuses it."""
         if self._cache_tokens is not None and len(prompt_ids) >= self._cache_tokens:
             return number, [], None, None, LARGER_THAN_CACHE
         try:
-            self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling))
+            lora = self._adapters.request(sampling.adapter)
+            self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling), lora_request=lora)
         except (ValueError, VLLMClientError) as error:  # refuses this one request; the others go on
             return number, [], None, None, f"the engine refuses this request: {error}"
         self._requests[number] = Request(sampling.max_tokens, sampling.logprobs, len(prompt_ids))
@@ -162,14 +201,30 @@ def structured_outputs(grammar: Grammar | None) -> StructuredOutputsParams | Non
     return StructuredOutputsParams(json=grammar.text) if grammar.kind == "json_schema" else StructuredOutputsParams(regex=grammar.text)
 
 
-def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int, speculative: Mapping[str, Any] | None = None) -> Batch:
-    """The batch of a merged model's folder. Raises what vLLM raises when it cannot read it.
+def adapter_options(adapters: Mapping[str, AdapterFiles], max_held: int) -> dict[str, Any]:
+    """vLLM's own settings of the room that it keeps for adapters."""
+    if not adapters:
+        return {}
+    rank = next(each for each in RANKS if each >= max(files.rank for files in adapters.values()))
+    return {"enable_lora": True, "max_loras": max_held, "max_cpu_loras": max_held, "max_lora_rank": rank}
+
+
+def make_batch(
+    model_dir: str,
+    max_running_requests: int,
+    cache_bytes: int,
+    adapters: Mapping[str, Any] | None = None,
+    max_adapters: int = 0,
+    speculative: Mapping[str, Any] | None = None,
+) -> Batch:
+    """The batch of a base or merged model's folder, and of adapters on it. Raises what vLLM raises when it cannot read it.
 
     It computes in the dtype that the model has; only safetensors are read. A context that the cache cannot hold is cut to what it can.
     """
     # Where the processor has such a unit vLLM's attention uses it, and Linux ends a process that did not ask before (SIGILL).
     torch.cpu._init_amx()
     guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
+    files = read_adapters(adapters)
     config = EngineArgs(
         model=model_dir,
         load_format="safetensors",
@@ -188,13 +243,14 @@ def make_batch(model_dir: str, max_running_requests: int, cache_bytes: int, spec
         enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes and gains little
         disable_log_stats=True,
         speculative_config=guesses_config(guessing) if guessing else None,
+        **adapter_options(files, max_adapters),
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)  # whose defaults fit many requests at once
     context_tokens = config.model_config.max_model_len
     engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
     fitting_tokens = config.model_config.max_model_len  # the engine lowers it to what its cache holds
     scheduler = engine.engine_core.engine_core.scheduler
     guesses = VllmGuesses(scheduler, guessing) if guessing else None
-    batch = Batch(engine, fitting_tokens if fitting_tokens < context_tokens else None, guesses)
+    batch = Batch(engine, Adapters(files, max_adapters), fitting_tokens if fitting_tokens < context_tokens else None, guesses)
     batch.add(-1, [0], Sampling(max_tokens=1))  # what it cannot compute, some head sizes for example, shows with the first token only
     while batch.has_work:
         batch.step()

@@ -23,7 +23,7 @@ from serving.front.figures import FrontFigures, RetryReason
 from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
 from serving.front.replicas import Replica, Replicas
-from serving.front.routing import Router, prompt_blocks
+from serving.front.routing import Router, Wanted, read_wanted
 from serving.metrics import merge
 from serving.tracing import NO_SPAN, QUIET_PATHS, STATUS_ATTRIBUTE, Span, Tracer, end_request
 
@@ -46,6 +46,7 @@ class Front:
         self._limits = limits
         self._wake = wake
         self._tracer = tracer
+        self._model_name = model_name
         self._router = Router()
         self._times = FirstTokenTimes()
         self._figures = FrontFigures(model_name, replicas, lambda: self.num_held)
@@ -105,7 +106,8 @@ class Front:
 
     async def _forward(self, asked: Asked, request: web.Request, span: Span) -> web.StreamResponse:
         """The answer of the first replica that gives one. Raises ApiError where none does."""
-        blocks = prompt_blocks(asked.body) if len(self._replicas.usable) > 1 else []
+        is_choice = len(self._replicas.usable) > 1
+        wanted = read_wanted(asked.body, self._model_name, self._limits.adapters) if is_choice else Wanted()
         refusal: web.Response | None = None
         reason: RetryReason | None = None
         full: set[Replica] = set()
@@ -114,7 +116,7 @@ class Front:
             if refusal is not None and full and not candidates:
                 return refusal
             candidates = candidates or await self._wait_for_some(asked, span)
-            replica = self._router.choose(cheapest_in_time(candidates, self._times, self._limits.target_ttft_s), blocks)
+            replica = self._router.choose(cheapest_in_time(candidates, self._times, self._limits.target_ttft_s), wanted)
             if reason is not None:
                 self._figures.note_retry(reason)
             try:

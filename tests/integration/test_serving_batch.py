@@ -233,6 +233,7 @@ def test_batch_bad_input_exits_2_before_ray_starts(toy_quantized: Path, toy_base
         ([str(toy_quantized), str(tmp_path), str(tmp_path / "out")], "lies in"),
         ([str(toy_quantized), str(source), str(tmp_path / "out"), "--format", "csv"], "batch.format"),
         ([str(toy_quantized), str(source), str(tmp_path / "out"), "--set", "serve.pools=[{name: a}]"], "engines of one kind"),
+        ([str(toy_quantized), str(source), str(tmp_path / "out"), "--set", "serve.adapters.red=folder"], "answers with one model"),
     ]
     for arguments, needed in bad:
         process = slipway(tmp_path / "home", *arguments)

@@ -50,7 +50,7 @@ def answers(batch: Batch, requests: list[tuple[list[int], Sampling]]) -> list[tu
 
 def openvino_batch(model_dir: Path, cache_gb: float = 0.1, **speculative: Any) -> Batch:
     guesses = {"max_requests": 16, "min_acceptance": 0.0, **speculative} if speculative else None
-    return openvino_steps.make_batch(guesses, model_dir=str(model_dir), cache_gb=cache_gb, precision="f32", **SETTINGS)
+    return openvino_steps.make_batch(speculative=guesses, model_dir=str(model_dir), cache_gb=cache_gb, precision="f32", **SETTINGS)
 
 
 @pytest.fixture(scope="module", params=["prompt_lookup", "draft"])
@@ -144,6 +144,11 @@ def test_engine_that_cannot_guess_so_is_refused(toy_base: Path) -> None:
     config = serve(engine="torch", speculative={"kind": "draft", "draft_model_dir": str(toy_base)})
     with pytest.raises(ConfigError, match=r"'draft'.*'torch' has prompt_lookup"):
         verify_model(toy_base, config)
+
+
+def test_guesses_and_adapters_together_are_refused(toy_base: Path) -> None:
+    with pytest.raises(ConfigError, match=r"serve\.speculative and serve\.adapters"):
+        verify_model(toy_base, serve(engine="torch", speculative={}, adapters={"lamps": "adapters/lamps"}))
 
 
 def test_draft_model_that_is_damaged_or_has_another_tokenizer_is_refused(toy_quantized: Path, tmp_path: Path) -> None:

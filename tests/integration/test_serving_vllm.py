@@ -87,6 +87,29 @@ def test_prefix_cache_counts_each_prompt_once_and_what_it_held_of_it(wide_base: 
     assert gained == [(200, 0), (200, 128), (160, 128), (150, 0)]
 
 
+def test_prefix_cache_is_not_shared_between_adapters(wide_base: Path, adapters_of: Callable[..., Any]) -> None:
+    """Of the same prompt each adapter, and the model alone, finds nothing that another has left."""
+    adapters = {name: each.folder for name, each in adapters_of(wide_base).items()}
+    engine = make_engine(wide_base, ServeConfig(engine="vllm", max_running_requests=4, cache_gb=0.02, adapters=adapters))
+    prompt = [token % 200 + 5 for token in range(200)]
+
+    async def run() -> list[int]:
+        await engine.start()
+        held = [engine.figures.prefix_held_tokens or 0]
+        try:
+            for adapter in ("red", "blue", None, "red", "blue", None):
+                async with aclosing(engine.generate(prompt, Sampling(max_tokens=4, adapter=adapter))) as chunks:
+                    async for _ in chunks:
+                        pass
+                held.append(engine.figures.prefix_held_tokens or 0)
+        finally:
+            await engine.stop()
+        return held
+
+    gained = [after - before for before, after in itertools.pairwise(asyncio.run(run()))]
+    assert gained == [0, 0, 0, 128, 128, 128]
+
+
 def test_server_with_vllm_answers_and_leaves_no_process(wide_base: Path, start_toy_server: Callable[..., Any]) -> None:
     server = start_toy_server(model_dir=wide_base, engine="vllm")
     try:

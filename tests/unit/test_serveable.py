@@ -59,9 +59,6 @@ def test_every_weight_format_has_an_engine() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_adapter_is_held_against_every_limit_of_the_engine(engine: str) -> None:
     limits = ENGINES[engine].adapters
-    if limits is None:
-        assert adapter_problems(engine, adapter()) == [f"the engine {engine} serves merged models only: merge the adapter"]
-        return
     assert adapter_problems(engine, adapter(rank=limits.max_rank)) == []
     assert f"rank {limits.max_rank + 1}" in adapter_problems(engine, adapter(rank=limits.max_rank + 1))[0]
     assert bool(adapter_problems(engine, adapter(use_dora=True))) != limits.takes_dora
@@ -123,6 +120,14 @@ def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: P
     for pools in ([{"name": "cpu"}, with_folder], [with_folder]):
         serve = {"pools": pools, "port": free_port}
         preflight.check(load_spec(spec_of(tmp_path / str(len(pools)), LLAMA, serve=serve), []), [], settings, will_serve=True)
+
+
+def test_run_that_would_put_adapters_on_what_it_has_merged_is_refused(tmp_path: Path, free_port: int) -> None:
+    spec = load_spec(spec_of(tmp_path, LLAMA, serve={"adapters": {"red": "folder"}, "port": free_port}), [])
+    settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
+    with pytest.raises(ConfigError, match=r"serve\.adapters: a run serves what it has merged"):
+        preflight.check(spec, [], settings, will_serve=True)
+    preflight.check(spec, [], settings, will_serve=False)
 
 
 @pytest.mark.parametrize("command", [("run", "--dry-run"), ("run",), ("train", "--dry-run"), ("train",), ("data", "check")])

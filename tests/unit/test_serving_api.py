@@ -258,6 +258,16 @@ def test_chat_stream_splits_no_character_and_ends_with_usage() -> None:
     assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
 
 
+def test_chat_stream_tells_usage_so_far_where_asked() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "toy", "messages": USER, "stream": True, "stream_options": options}
+    *chunks, usage = events(request(make_api(scripted("abc", chunk_tokens=1)), "POST", CHAT, json=body))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert chunks[-1]["usage"] == usage["usage"]
+
+
 def test_completion_stream_of_token_ids_has_no_usage_unless_asked() -> None:
     engine = scripted("xyz")
     body = {"model": "toy", "prompt": [1, 2, 3], "stream": True, "max_tokens": 2}
@@ -291,7 +301,12 @@ def test_sampling_parameters_reach_the_engine() -> None:
     request(api, "POST", COMPLETION, json=body)
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "x", "ignore_eos": True})
     first, second = (sampling for _, sampling in engine.seen)
-    assert first.model_dump() == {**{key: body[key] for key in body if key not in ("model", "prompt")}, "grammar": None, "stop_ids": (7,)}
+    assert first.model_dump() == {
+        **{key: body[key] for key in body if key not in ("model", "prompt")},
+        "grammar": None,
+        "stop_ids": (7,),
+        "adapter": None,
+    }
     assert (second.temperature, second.max_tokens, second.stop_ids) == (0.0, ServeConfig().default_max_tokens, ())
 
 

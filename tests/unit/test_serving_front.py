@@ -19,7 +19,9 @@ from serving.announcement import Announcement, Announcer, FrontAddress
 from serving.config import ServeConfig
 from serving.engines.scripted import ScriptedEngine
 from serving.front.server import FrontServer
+from serving.openai_api import build_api
 from serving.replica_http import FromFront, ReplicaServer
+from tests.unit.test_serving_adapters import service_with_adapters
 from tests.unit.test_serving_api import CHAT, COMPLETION, USER, make_api, scripted
 
 HOST = "127.0.0.1"
@@ -109,6 +111,21 @@ def test_front_whole_and_streamed_answers_pass_unchanged() -> None:
             refused = await here.client.get("/nope?a=%2F")
             assert refused.status_code == 404
             assert "/nope" in refused.json()["error"]["message"]
+
+    asyncio.run(scene())
+
+
+def test_front_request_of_an_adapter_goes_to_the_replica_that_holds_it() -> None:
+    async def scene() -> None:
+        async with stand(adapters={"red": "folder"}) as here:
+            for name, held in (("a", ()), ("b", ("red",)), ("c", ())):
+                api = build_api(service_with_adapters(name))
+                server = ReplicaServer(FromFront(api, here.address.token.get_secret_value()), HOST)
+                here.exits.push_async_callback(server.stop)
+                await here.announce(name, server.port, adapters=held)
+            for model in ("red", "toy:red"):
+                assert (await here.post(model=model)).json()["choices"][0]["text"] == "b"
+            assert (await here.post(prompt="another")).json()["choices"][0]["text"] == "a"
 
     asyncio.run(scene())
 

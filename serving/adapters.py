@@ -1,0 +1,105 @@
+"""LoRA adapters beside one model: whether they may be served, which one a request means, and what an engine is told of them.
+
+- An adapter belongs to one base, by digest: put on any other model, or on its base with an adapter merged into it already, it would
+  answer without an error and wrongly.
+- Two adapters never share a cached prefix: what a prompt leaves in the cache depends on who read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.config import Config
+from infra.contracts import Manifest, read_manifest, verify
+from infra.errors import ArtifactError, ConfigError
+from serving.config import ServeConfig
+from serving.limits import adapter_problems
+
+ADAPTER_FILE_NAME = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""In front of a module's name in an adapter's file."""
+
+
+class AdapterFiles(Config):
+    """What an engine must know of one adapter."""
+
+    folder: str
+    rank: int
+    scale: float
+    """Factor of B A."""
+
+    @property
+    def weights(self) -> Path:
+        """Its safetensors."""
+        return Path(self.folder) / ADAPTER_FILE_NAME
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the layers that it changes, from the header of its file: JSON after its length in 8 bytes."""
+        with self.weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in header if name != "__metadata__"}
+
+
+def adapter_named(name: str, model_name: str, adapters: Container[str]) -> str | None:
+    """The adapter that a client means by `NAME` or by `MODEL:NAME`; None where there is no such one."""
+    bare = name.removeprefix(f"{model_name}:")
+    return bare if bare in adapters else None
+
+
+def require_adapters(config: ServeConfig, model_dir: Path, model: Manifest) -> None:
+    """Raises one ConfigError with everything that keeps the adapters from being served on the model in `model_dir`."""
+    problems = [
+        f"{name} ({folder}): {problem}"
+        for name, folder in config.adapters.items()
+        for problem in _problems(folder, config.engine, model_dir, model)
+    ]
+    if problems:
+        raise ConfigError("serve.adapters: not all of them can be served\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def adapter_settings(config: ServeConfig) -> dict[str, Any]:
+    """What the engine's process is told of the adapters; empty where there are none. Raises ArtifactError where one is not there."""
+    if not config.adapters:
+        return {}
+    adapters = {name: _files(folder).model_dump() for name, folder in config.adapters.items()}
+    return {"adapters": adapters, "max_adapters": min(config.max_adapters, len(adapters))}
+
+
+def read_adapters(told: Mapping[str, Any] | None) -> dict[str, AdapterFiles]:
+    """The adapters, as an engine's process gets them from `adapter_settings`."""
+    return {name: AdapterFiles.model_validate(files) for name, files in (told or {}).items()}
+
+
+def _files(folder: Path) -> AdapterFiles:
+    facts = read_manifest(folder).model
+    if facts is None or facts.adapter is None:
+        raise ArtifactError(f"{folder}: its manifest holds no facts of an adapter. Train it again.")
+    return AdapterFiles(folder=str(folder.absolute()), rank=facts.adapter.rank, scale=facts.adapter.scale)
+
+
+def _problems(folder: Path, engine: str, model_dir: Path, model: Manifest) -> list[str]:
+    """Why one adapter cannot be served; empty where it can."""
+    try:
+        facts = verify(folder, ("adapter",)).model
+    except ArtifactError as error:
+        return [error.message]
+    if facts is None or facts.adapter is None:
+        return ["its manifest holds no facts of an adapter. Train it again."]
+    problems = [f"{problem}." for problem in adapter_problems(engine, facts.adapter)]
+    served = base_digest(model)
+    if facts.base_digest != served:
+        found = f"{model_dir} is made of {served}"
+        if model.model is not None and model.model.base_digest == facts.base_digest:
+            found = f"{model_dir} is that base with an adapter merged into it already"
+        needed = "Serve that base itself, quantized where the engine reads it so"
+        problems.append(f"trained on the base {facts.base_digest}, and {found}. {needed}.")
+    return problems
+
+
+def base_digest(model: Manifest) -> str:
+    """Digest of the 16-bit model whose weights a folder holds: its own, or that of what it was quantized from."""
+    return model.parents.get("merged", "") if model.kind == "quantized" else model.digest
