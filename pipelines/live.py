@@ -23,6 +23,7 @@ Counts = dict[tuple[str, str], float]
 MADE, READ = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
 FIRST_TOKEN, BETWEEN_TOKENS = "vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"
 RUNNING, WAITING, CACHE = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
+DRAFTED, ACCEPTED = "vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total"
 PREFIX_QUERIES, PREFIX_HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
 REFUSED, IS_UP = "slipway_requests_refused_total", "slipway_engine_up"
 FRONT = "slipway_front_"
@@ -90,6 +91,8 @@ class Figures:
     """Of all: the mean of the replicas."""
     prefix_hit_rate: Share | None
     """Tokens of prompts that the prefix cache held; absent where the engine does not tell, as OpenVINO's does not."""
+    acceptance: Share | None
+    """Tokens guessed ahead that were right; absent where none were guessed."""
     num_refused: int
     """Requests that found the queue full, since the start."""
     refused_per_s: float
@@ -184,7 +187,8 @@ def _figures(gained: Counts, counts: Counts, interval_s: float, num_replicas: in
         num_running=int(now(RUNNING)),
         num_waiting=int(now(WAITING)),
         kv_cache_usage=now(CACHE) / max(num_replicas, 1),
-        prefix_hit_rate=_prefix_hit_rate(gained, counts),
+        prefix_hit_rate=_share(gained, counts, PREFIX_HITS, PREFIX_QUERIES),
+        acceptance=_share(gained, counts, ACCEPTED, DRAFTED),
         num_refused=int(now(REFUSED)),
         refused_per_s=rate(REFUSED),
         is_up=counts.get((IS_UP, ""), num_replicas) >= num_replicas,
@@ -201,8 +205,8 @@ def _times(gained: Counts, counts: Counts, name: str) -> Times | None:
     return None
 
 
-def _prefix_hit_rate(gained: Counts, counts: Counts) -> Share | None:
+def _share(gained: Counts, counts: Counts, part: str, whole: str) -> Share | None:
     for found, over in ((gained, "interval"), (counts, "start")):
-        if num_asked := found.get((PREFIX_QUERIES, "")):
-            return Share(found.get((PREFIX_HITS, ""), 0.0) / num_asked, over)  # type: ignore[arg-type]
+        if num_all := found.get((whole, "")):
+            return Share(found.get((part, ""), 0.0) / num_all, over)  # type: ignore[arg-type]
     return None

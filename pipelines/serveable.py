@@ -8,7 +8,8 @@ from typing import Any
 
 from infra import models
 from infra.answers import read_prompts
-from infra.errors import ConfigError
+from infra.contracts import MANIFEST_NAME, read_manifest, verify
+from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json
 from pipelines.spec import Spec
 from serving.limits import ENGINE_OF_FORMAT, cache_tokens, model_problems
@@ -35,6 +36,7 @@ def check_base(spec: Spec, folder: Path) -> None:
         problems.append(f"the trainer cannot train model type {model_type!r}; it knows {', '.join(KNOWN_MODEL_TYPES)}")
     elif not problems:
         problems += _length_problems(spec, config, engine)
+    problems += _draft_problems(spec, folder)
     _refuse(problems, f"base model {spec.base_model!r}")
 
 
@@ -62,6 +64,21 @@ def _length_problems(spec: Spec, config: Mapping[str, Any], engine: str) -> list
         if (wanted := spec.evaluate.max_new_tokens) >= size:
             problems.append(f"evaluate.max_new_tokens is {wanted}; {name} {size}, prompt and answer together. Lower it")
     return problems
+
+
+def _draft_problems(spec: Spec, folder: Path) -> list[str]:
+    """What is wrong with the small model that would guess for this one; its tokenizer is compared once the base is an artifact."""
+    if spec.serve.speculative is None or spec.serve.speculative.draft_model_dir is None:
+        return []
+    name = "serve.speculative.draft_model_dir"
+    try:
+        draft = verify(spec.serve.speculative.draft_model_dir, ("quantized",)).model
+        own = read_manifest(folder).model if (folder / MANIFEST_NAME).is_file() else None
+    except ArtifactError as error:
+        return [f"{name}: {error.message.rstrip('.')}"]
+    if own is not None and (draft is None or draft.tokenizer_digest != own.tokenizer_digest):
+        return [f"{name}: its tokenizer is another than that of the base. Name a small model of the same family, or use prompt_lookup"]
+    return []
 
 
 def _served_tokens(spec: Spec, config: Mapping[str, Any], engine: str) -> list[tuple[str, int, str]]:

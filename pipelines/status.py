@@ -73,6 +73,8 @@ def _view(found: live.Live, url: str, console: Console) -> RenderableType:
         table = _wide(rows)
         needed = Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
         parts.append(table if needed <= console.width else _narrow(rows))
+    if guessed := [f"{name} {_percent(figures.acceptance)}" for name, figures in named if figures.acceptance]:
+        parts.append(Text(f"tokens guessed ahead that were right: {', '.join(guessed)}"))
     if found.front:
         parts.append(Text(_front_line(found.front)))
     if any("*" in cell.plain for _, cells in rows for cell in cells):
@@ -107,7 +109,7 @@ def _cells(figures: live.Figures) -> list[Text]:
         Text(str(figures.num_running)),
         Text(str(figures.num_waiting), "yellow" if figures.num_waiting else ""),
         Text(f"{figures.kv_cache_usage:.0%}"),
-        Text("-" if hits is None else f"{hits.value:.0%}{_mark(hits.over)}"),
+        Text("-" if hits is None else _percent(hits)),
         Text(str(figures.num_refused), "red" if figures.refused_per_s else ""),
     ]
 
@@ -117,6 +119,10 @@ def _times(times: live.Times | None) -> str:
     if times is None:
         return "-"
     return f"{_duration(times.p50)} / {'>' if times.is_beyond else ''}{_duration(times.p99)}{_mark(times.over)}"
+
+
+def _percent(share: live.Share) -> str:
+    return f"{share.value:.0%}{_mark(share.over)}"
 
 
 def _mark(over: live.Over) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from infra import api_keys
-from infra.contracts import verify
 from infra.errors import ArtifactError, TransientError
 from infra.files import write_json_atomic
 from infra.local_ray import start_ray
@@ -27,7 +26,7 @@ from serving.adapters import require_adapters
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.cores import num_needed, require_gpus, with_cores
 from serving.engines.interpreter import engine_python
-from serving.engines.registry import MODEL_KINDS
+from serving.engines.registry import verify_model
 from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
 from serving.wake import Waker
@@ -52,7 +51,7 @@ def run(job: ServeJob) -> None:
     """
     started_s = time.time()
     for each in job.per_pool:
-        require_adapters(each.serve, each.model_dir, verify(each.model_dir, MODEL_KINDS[each.serve.engine]))
+        require_adapters(each.serve, each.model_dir, verify_model(each.model_dir, each.serve))
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_adapters(_with_keys(job))
     configs = with_cores([each.serve for each in job.per_pool])

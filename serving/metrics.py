@@ -5,6 +5,8 @@
 - What the prefix cache held is told of the engine vLLM only. OpenVINO's pipeline keeps such a cache and does not tell: for a prompt that it
   held whole and for a new one, its metrics, the request's own and the number of steps are the same, and only times differ. To count for it
   would be to guess what its block manager has thrown out.
+- What is guessed ahead is counted where `serve.speculative` is set. vLLM and torch tell the guesses that there were; OpenVINO checks
+  `num_tokens` of them at each step, found or not, and so many are counted.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ class _LiveCollector:
         refused = CounterMetricFamily("slipway_requests_refused", "Requests that found the queue full.", labels=LABELS)
         refused.add_metric(self._labels, gate.num_refused)
         return [
-            *self._prefix_cache(figures),
+            *self._told_counts(figures),
             self._gauge("vllm:num_requests_running", "Requests that are being answered.", figures.num_running),
             self._gauge("vllm:num_requests_waiting", "Requests that wait for a place in the batch.", num_waiting),
             self._gauge("vllm:kv_cache_usage_perc", "Share of the KV cache that holds tokens, from 0 to 1.", figures.cache_usage),
@@ -124,11 +126,14 @@ class _LiveCollector:
             refused,
         ]
 
-    def _prefix_cache(self, figures: Figures) -> list[CounterMetricFamily]:
+    def _told_counts(self, figures: Figures) -> list[CounterMetricFamily]:
         """Nothing where the engine does not tell: 0 would say that nothing is ever found."""
         told = (
             ("vllm:prefix_cache_queries", "Tokens of prompts that the prefix cache was asked for.", figures.prefix_asked_tokens),
             ("vllm:prefix_cache_hits", "Tokens of prompts that the prefix cache held.", figures.prefix_held_tokens),
+            ("vllm:spec_decode_num_drafts", "Runs of tokens guessed ahead and checked.", figures.num_drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", figures.drafted_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", figures.accepted_tokens),
         )
         families = []
         for name, text, value in told:

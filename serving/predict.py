@@ -13,12 +13,12 @@ from infra.errors import ArtifactError
 from infra.process import Progress, run_program
 from serving.config import PredictJob
 from serving.engines.base import Engine, Sampling
-from serving.engines.registry import MODEL_KINDS, make_engine
+from serving.engines.registry import make_engine, verify_model
 
 
 def predict(job: PredictJob) -> None:
     """Writes the answers of `job.model_dir` to `job.output_dir`. Raises ArtifactError when model or prompts are not complete."""
-    manifest = verify(job.model_dir, MODEL_KINDS[job.serve.engine])
+    manifest = verify_model(job.model_dir, job.serve)
     tokens = verify(job.tokens_dir, ("tokens",))
     if manifest.model is None:
         raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the step that makes it again.")

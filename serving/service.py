@@ -225,7 +225,8 @@ class Service:
         )
         if refusal := self.engine.capabilities.refusal(sampling):
             lacking, reason = refusal
-            param = grammar_param if lacking == "grammar" else "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"
+            params = {"grammar": grammar_param, "logprobs": "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"}
+            param = params.get(lacking, lacking)
             raise ApiError(f"{param}: {reason}", param=param, code="unsupported_parameter")
         return sampling
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from infra.contracts import verify
 from infra.errors import ConfigError, SlipwayError, TransientError
 from infra.local_ray import local_ray
 from infra.process import Progress
@@ -24,7 +23,7 @@ from serving.batch.parts import Part, make_plan
 from serving.config import BatchFormat, BatchJob, ServeConfig
 from serving.cores import require_gpus, with_cores
 from serving.engines.interpreter import engine_python
-from serving.engines.registry import MODEL_KINDS
+from serving.engines.registry import verify_model
 from serving.process_tree import adopt_orphans, end_children
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; no row ever passes through it
@@ -41,7 +40,7 @@ def run(job: BatchJob) -> None:
         raise ConfigError("serve.pools: a batch has engines of one kind. Set serve.pools=[], and what they have in common.")
     if job.serve.adapters:
         raise ConfigError("serve.adapters: a batch answers with one model. Set serve.adapters={}, or merge the adapter.")
-    digest = verify(job.model_dir, MODEL_KINDS[job.serve.engine]).digest
+    digest = verify_model(job.model_dir, job.serve).digest
     job = _settled(job)
     _require_apart(job)
     plan = make_plan(job.input, job.batch.rows_per_part)

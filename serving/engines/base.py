@@ -77,8 +77,9 @@ class Capabilities:
     grammars: frozenset[GrammarKind] = frozenset()
     no_grammar_reason: str = "it has no constrained decoding"
     """Shown where a grammar is asked for and `grammars` lacks it."""
+    takes_min_p: bool = True
 
-    def refusal(self, sampling: Sampling) -> tuple[Literal["logprobs", "grammar"], str] | None:
+    def refusal(self, sampling: Sampling) -> tuple[Literal["logprobs", "grammar", "min_p"], str] | None:
         """The first thing in `sampling` that the engine cannot do, and why; None where it can do all of it."""
         if (sampling.logprobs or 0) > self.max_top_logprobs:
             most = self.max_top_logprobs or "only the chosen token"
@@ -91,6 +92,8 @@ class Capabilities:
                 "grammar",
                 f"the engine {self.engine!r} cannot constrain an answer to a {sampling.grammar.kind}: {self.no_grammar_reason}.",
             )
+        if sampling.min_p and not self.takes_min_p:
+            return "min_p", f"the engine {self.engine!r} has none while it guesses tokens ahead. Leave it out, or serve.speculative."
         return None
 
 
@@ -127,6 +130,12 @@ class Figures:
     """Tokens of all prompts so far, each of which the prefix cache was asked for; None where the library does not tell."""
     prefix_held_tokens: int | None = None
     """Those of them that it held."""
+    num_drafts: int | None = None
+    """Runs of tokens guessed ahead and checked so far; None where the engine does not guess, as of the next two."""
+    drafted_tokens: int | None = None
+    """Tokens in them."""
+    accepted_tokens: int | None = None
+    """Those of them that were right."""
     adapters: tuple[str, ...] = ()
     """Names of the adapters in memory."""
 

@@ -27,8 +27,8 @@ class Batch(Protocol):
         """Whether a step would do anything."""
 
     @property
-    def figures(self) -> tuple[int, int, float] | tuple[int, int, float, int, int]:
-        """The values of `base.Figures`, as of the last step; those of the prefix cache only where the library tells them."""
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
+        """The values of `base.Figures` in their order, as of the last step; those at the end that are None may be left out."""
 
     @property
     def adapters(self) -> Sequence[str]:

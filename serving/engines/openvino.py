@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.adapters import adapter_settings
-from serving.config import Precision, ServeConfig
+from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
 from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
@@ -31,8 +31,9 @@ class OpenVinoEngine(ProcessEngine):
         precision: Precision = "f32",
         python: Path | None = None,
         adapters: Mapping[str, Any] | None = None,
+        speculative: SpeculativeConfig | None = None,
     ) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "model_dir": str(model_dir.absolute()),
             "max_running_requests": max_running_requests,
             "cache_gb": cache_gb,
@@ -40,6 +41,8 @@ class OpenVinoEngine(ProcessEngine):
             "precision": precision,
             **(adapters or {}),
         }
+        if speculative is not None:
+            settings["speculative"] = speculative.model_dump(mode="json")
         super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
 
 
@@ -54,6 +57,7 @@ def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
         config.precision,
         python,
         adapter_settings(config),
+        config.speculative,
     )
 
 

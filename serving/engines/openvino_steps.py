@@ -14,28 +14,34 @@ import openvino_genai
 
 from infra.files import read_json
 from serving.adapters import AdapterFiles, read_adapters
+from serving.config import SpeculativeConfig
 from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.child import Batch as AnyBatch
 from serving.engines.file_pages import release_file_pages
+from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 MODEL_NAME = "openvino_model.xml"
 BLOCK_TOKENS = 32  # of the processor's plugin
 VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
+# A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
+# rounded, and answers with guesses differ from those without.
+KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
 WEIGHTS_NAME = "openvino_model.bin"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
 class Batch:
-    """The requests in a pipeline, by their numbers."""
+    """The requests in a pipeline, by their numbers; `guesses` joins the library's settings of each."""
 
     adapters: Sequence[str] = ()
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, guesses: Mapping[str, int] | None = None) -> None:
         self.pipeline = pipeline
+        self._guesses = guesses or {}
         self._handles: dict[int, Any] = {}
         self._samplings: dict[int, Sampling] = {}
 
@@ -55,7 +61,7 @@ class Batch:
         """Takes a request in; news only where the pipeline refuses it."""
         ids = openvino.Tensor(numpy.asarray([prompt_ids], dtype=numpy.int64))
         try:
-            self._handles[number] = self.pipeline.add_request(number, ids, generation_config(sampling))
+            self._handles[number] = self.pipeline.add_request(number, ids, generation_config(sampling, self._guesses))
         except (RuntimeError, TypeError, ValueError) as error:  # refuses this one request; the others go on
             return number, [], None, None, f"the engine refuses this request: {error}"
         self._samplings[number] = sampling
@@ -111,7 +117,7 @@ def has_news(handle: Any) -> bool:
     return bool(handle.can_read() or handle.get_status() != openvino_genai.GenerationStatus.RUNNING)
 
 
-def generation_config(sampling: Sampling) -> Any:
+def generation_config(sampling: Sampling, guesses: Mapping[str, int]) -> Any:
     """The library's own settings of one request."""
     is_greedy = sampling.temperature < GREEDY_TEMPERATURE
     config = openvino_genai.GenerationConfig(
@@ -123,6 +129,7 @@ def generation_config(sampling: Sampling) -> Any:
         logprobs=0 if sampling.logprobs is None else 1,  # it tells the chosen token's, and no more
         stop_token_ids=set(sampling.stop_ids),
         ignore_eos=not sampling.stop_ids,
+        **guesses,
     )
     if sampling.grammar is not None:
         config.structured_output_config = openvino_genai.StructuredOutputConfig(**{sampling.grammar.kind: sampling.grammar.text})
@@ -137,17 +144,21 @@ def generation_config(sampling: Sampling) -> Any:
     return config
 
 
-def cache_blocks(config: dict[str, Any], cache_gb: float) -> int:
-    """Blocks of the KV cache that `cache_gb` GB hold, at least one; the library itself takes whole GB only.
+def cache_blocks(cache_gb: float, *configs: dict[str, Any], has_keys_by_token: bool = False) -> int:
+    """Blocks of the KV cache, each with its part for every model, that `cache_gb` GB hold, at least one; the library itself takes whole GB.
 
     Keys and values are 8-bit numbers. Beside those of a head each token has a scale and a zero point for its value, and each block of keys
-    one pair a channel: 12 bytes a token and head on average with heads of 64, which is what the library's own division of 1 GB comes to.
+    one pair a channel (or a token): 12 bytes a token and head on average with heads of 64, which is what the library's own division of
+    1 GB comes to.
     """
-    num_heads: int = config["num_attention_heads"]
-    head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
-    per_token = 2 * head_dim + VALUE_SCALE_BYTES + KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
-    block_bytes = BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
-    return max(1, int(cache_gb * (1 << 30)) // int(block_bytes))
+    block_bytes = 0
+    for config in configs:
+        num_heads: int = config["num_attention_heads"]
+        head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
+        key_scale_bytes = KEY_SCALE_BYTES if has_keys_by_token else KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
+        per_token = 2 * head_dim + VALUE_SCALE_BYTES + key_scale_bytes
+        block_bytes += BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
+    return max(1, int(cache_gb * (1 << 30)) // block_bytes)
 
 
 def load(
@@ -163,24 +174,40 @@ def load(
     The library takes an adapter a request too, and gives an answer without it: `add_request` does not read that setting, and what does,
     `generate`, wants the same one of all requests. The adapter's product is added in 32 bits to that of the 8-bit weights.
     """
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = cache_blocks(read_json(Path(model_dir) / "config.json"), cache_gb)
-    scheduler.max_num_seqs = max_running_requests
-    scheduler.enable_prefix_caching = True  # a shared system prompt is computed once
-    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
-    if precision != "auto":
-        properties["INFERENCE_PRECISION_HINT"] = precision
+    scheduler = scheduling(cache_blocks(cache_gb, read_json(Path(model_dir) / "config.json")), max_running_requests)
+    properties = device_properties(num_threads, precision)
     if adapter is not None:
         loaded = openvino_genai.Adapter(adapter.weights)
         properties["adapters"] = openvino_genai.AdapterConfig(loaded, adapter.scale, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     return openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", properties)
 
 
-def make_batch(adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, **settings: Any) -> AnyBatch:
-    """The batch of a model folder, and of adapters on it, ready to answer.
+def scheduling(num_blocks: int, max_running_requests: int) -> Any:
+    """The library's own settings of a cache and what runs in it."""
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.num_kv_blocks = num_blocks
+    scheduler.max_num_seqs = max_running_requests
+    scheduler.enable_prefix_caching = True  # a shared system prompt is computed once
+    return scheduler
+
+
+def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]:
+    """The library's own settings of the processor."""
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads} if num_threads else {}
+    if precision != "auto":
+        properties["INFERENCE_PRECISION_HINT"] = precision
+    return properties
+
+
+def make_batch(
+    adapters: Mapping[str, Any] | None = None, max_adapters: int = 0, speculative: Mapping[str, Any] | None = None, **settings: Any
+) -> AnyBatch:
+    """The batch of a model folder, and of adapters on it or with guesses, ready to answer.
 
     Raises RuntimeError when OpenVINO cannot read it, ValueError on an adapter that does not fit it.
     """
+    if speculative is not None:
+        return make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
     files = read_adapters(adapters)
     settings["cache_gb"] /= 1 + max_adapters
     base = ready_batch(**settings)
@@ -198,6 +225,34 @@ def ready_batch(**settings: Any) -> Batch:
     warm_up(batch)
     release_file_pages(Path(settings["model_dir"]) / WEIGHTS_NAME)
     return batch
+
+
+def make_lanes(
+    speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
+) -> Lanes:
+    """The same with guesses: a pipeline guesses for all its requests or for none, so there are two, each with its part of the cache."""
+    properties = {**device_properties(num_threads, precision), **KEYS_BY_TOKEN}
+    folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
+    configs = [read_json(folder / "config.json") for folder in folders]
+    num_blocks = cache_blocks(cache_gb * (1 - GUESSED_SHARE), configs[0], has_keys_by_token=True)
+    plain = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduling(num_blocks, max_running_requests), "CPU", properties)
+    num_blocks = cache_blocks(cache_gb * GUESSED_SHARE, *configs, has_keys_by_token=True)
+    scheduler = scheduling(num_blocks, speculative.max_requests)
+    scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, speculative.max_requests * (1 + speculative.num_tokens))
+    guesses = {"num_assistant_tokens": speculative.num_tokens}
+    if speculative.draft_model_dir is None:
+        guesses["max_ngram_size"] = speculative.max_ngram_size
+        source = {"prompt_lookup": True}
+    else:
+        draft = openvino_genai.draft_model(speculative.draft_model_dir, "CPU", scheduler_config=scheduler, **properties)
+        source = {"draft_model": draft}
+    guessing = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", {**properties, **source})
+    batches = Batch(plain), Batch(guessing, guesses)
+    for batch in batches:
+        warm_up(batch)
+    for folder in folders:
+        release_file_pages(folder / WEIGHTS_NAME)
+    return Lanes(*batches, speculative, num_blocks, BLOCK_TOKENS)
 
 
 def warm_up(batch: Batch) -> None:

@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 from typing import cast
 
-from infra.contracts import Kind
-from serving.config import EngineName, ServeConfig
+from infra.contracts import Kind, Manifest, verify
+from infra.errors import ConfigError
+from serving.config import EngineName, ServeConfig, SpeculationKind
 from serving.engines.base import Engine
 
 MODULES: dict[EngineName, str] = {
@@ -17,6 +18,41 @@ MODULES: dict[EngineName, str] = {
 }
 MODEL_KINDS: dict[EngineName, tuple[Kind, ...]] = {"openvino": ("quantized",), "torch": ("merged", "base"), "vllm": ("merged", "base")}
 """The kinds of artifact that an engine reads."""
+SPECULATION_KINDS: dict[EngineName, tuple[SpeculationKind, ...]] = {
+    "openvino": ("prompt_lookup", "draft"),
+    "torch": ("prompt_lookup",),
+    "vllm": ("prompt_lookup", "draft"),
+}
+"""How an engine can guess tokens ahead."""
+
+
+def verify_model(model_dir: Path, config: ServeConfig) -> Manifest:
+    """The manifest of a model that the engine reads, after checking its files, and the small model's where one guesses for it.
+
+    Raises ArtifactError where a folder is not what its manifest says, ConfigError where the engine cannot guess so.
+    """
+    manifest = verify(model_dir, MODEL_KINDS[config.engine])
+    if config.speculative is None:
+        return manifest
+    if config.adapters:
+        raise ConfigError("serve.speculative and serve.adapters are both set; no engine is trusted with both yet. Leave one of them out.")
+    kind, draft_dir, known = config.speculative.kind, config.speculative.draft_model_dir, SPECULATION_KINDS[config.engine]
+    if kind not in known:
+        raise ConfigError(
+            f"serve.speculative.kind is {kind!r}; the engine {config.engine!r} has {', '.join(known)}. Use that, or another engine."
+        )
+    if draft_dir is not None:
+        draft = verify(draft_dir, MODEL_KINDS[config.engine])
+        if (found := _tokenizer(draft)) != (needed := _tokenizer(manifest)):
+            raise ConfigError(
+                f"serve.speculative.draft_model_dir {str(draft_dir)!r}: its tokenizer has sha256 {found}, that of the model {needed}; "
+                "a model that guesses for another needs the same. Name one of its family, or use prompt_lookup."
+            )
+    return manifest
+
+
+def _tokenizer(manifest: Manifest) -> str | None:
+    return manifest.model.tokenizer_digest if manifest.model else None
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ class Row:
     def __init__(self, number: int, prompt_ids: list[int], sampling: Sampling) -> None:
         self.number = number
         self.prompt_ids = prompt_ids
+        self.ids = list(prompt_ids)
+        """All tokens so far."""
         self.sampling = sampling
         self.made: Counter[int] = Counter()
         self.num_made = 0
@@ -41,9 +44,26 @@ def choose(row: Row, logits: torch.Tensor) -> News:
     if token in sampling.stop_ids:
         return row.number, [], told and [], "stop", None
     row.last_id = token
+    row.ids.append(token)
     row.made[token] += 1
     row.num_made += 1
     return row.number, [token], told, "length" if row.num_made >= sampling.max_tokens else None, None
+
+
+def choose_while_right(row: Row, logits: torch.Tensor, guess: Sequence[int]) -> tuple[News, int]:
+    """The next tokens of `row`, as many as have logits of their own, and how many guesses were right; `logits`: (1 + guesses, vocabulary).
+
+    Each is chosen as it would have been without a guess, so the answer is the same, sampled or not.
+    """
+    number, ids, told, finish_reason, refusal = choose(row, logits[0])
+    num_right = 0
+    for token, its_logits in zip(guess, logits[1:], strict=False):
+        if finish_reason is not None or token != row.last_id:
+            break
+        num_right += 1
+        _, more_ids, more_told, finish_reason, _ = choose(row, its_logits)
+        ids, told = ids + more_ids, None if told is None else told + (more_told or [])
+    return (number, ids, told, finish_reason, refusal), num_right
 
 
 def penalized(row: Row, logits: torch.Tensor) -> torch.Tensor:

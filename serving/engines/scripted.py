@@ -26,6 +26,7 @@ class ScriptedEngine:
         is_endless: bool = False,
         capabilities: Capabilities = ALL,
         prefix_counts: tuple[int | None, int | None] = (None, None),
+        draft_counts: tuple[int, int, int] | None = None,
     ) -> None:
         self._answer_ids = tuple(answer_ids)
         self._chunk_tokens = chunk_tokens
@@ -33,6 +34,7 @@ class ScriptedEngine:
         self._is_endless = is_endless
         self._capabilities = capabilities
         self._prefix_counts = prefix_counts
+        self._draft_counts = draft_counts or ()
         self._failure: str | None = None
         self._num_running = 0
         self.seen: list[tuple[tuple[int, ...], Sampling]] = []
@@ -58,8 +60,8 @@ class ScriptedEngine:
 
     @property
     def figures(self) -> Figures:
-        """Requests now, and the prefix cache as told."""
-        return Figures(self._num_running, 0, 0.0, *self._prefix_counts)
+        """Requests now, prefix cache and guesses as told."""
+        return Figures(self._num_running, 0, 0.0, *self._prefix_counts, *self._draft_counts)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """The scripted answer. Raises EngineError as told."""

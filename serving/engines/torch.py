@@ -20,6 +20,7 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
         "max_running_requests": config.max_running_requests,
         "weights": config.weights,
         "num_threads": config.cpus_per_replica,
+        "speculative": config.speculative.model_dump(mode="json") if config.speculative else None,
         **adapter_settings(config),
     }
     return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES, engine_python(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from serving.adapters import adapter_settings
@@ -35,7 +36,9 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
         "model_dir": str(model_dir.absolute()),
         "max_running_requests": config.max_running_requests,
         "cache_bytes": int(config.cache_gb * (1 << 30)),
+        "speculative": config.speculative.model_dump(mode="json") if config.speculative else None,
         **adapter_settings(config),
     }
+    can_do = replace(CAPABILITIES, takes_min_p=config.speculative is None)  # with guesses vLLM would leave it out and say nothing
     threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}
-    return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, CAPABILITIES, engine_python(config), {**VARIABLES, **threads})
+    return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, can_do, engine_python(config), {**VARIABLES, **threads})

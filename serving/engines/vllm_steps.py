@@ -21,10 +21,12 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 
 from serving.adapters import AdapterFiles, read_adapters
+from serving.config import SpeculativeConfig
 from serving.engines.base import Grammar, Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 from serving.engines.vllm import MAX_TOP_LOGPROBS
+from serving.engines.vllm_guesses import VllmGuesses, guesses_config
 from serving.engines.vllm_lora import spare_requests_without_adapter
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
@@ -74,10 +76,11 @@ class Adapters:
 class Batch:
     """The requests in an engine, by their numbers; `cache_tokens` is set where its cache holds less than the model's whole context."""
 
-    def __init__(self, engine: LLMEngine, adapters: Adapters, cache_tokens: int | None = None) -> None:
+    def __init__(self, engine: LLMEngine, adapters: Adapters, cache_tokens: int | None = None, guesses: VllmGuesses | None = None) -> None:
         self._engine = engine
         self._adapters = adapters
         self._cache_tokens = cache_tokens
+        self._guesses = guesses
         self._scheduler = engine.engine_core.engine_core.scheduler  # in this very process: see VARIABLES
         self._requests: dict[int, Request] = {}
         self._prefix_asked_tokens = self._prefix_held_tokens = 0
@@ -88,11 +91,12 @@ class Batch:
         return bool(self._requests)
 
     @property
-    def figures(self) -> tuple[int, int, float, int, int]:
+    def figures(self) -> tuple[int, int, float, *tuple[int | None, ...]]:
         """The values of `base.Figures`, as of the last step."""
         num_running = len(self._scheduler.running)
         num_waiting, usage = len(self._requests) - num_running, self._scheduler.kv_cache_manager.usage
-        return num_running, num_waiting, usage, self._prefix_asked_tokens, self._prefix_held_tokens
+        guessed = self._guesses.counts if self._guesses else ()
+        return num_running, num_waiting, usage, self._prefix_asked_tokens, self._prefix_held_tokens, *guessed
 
     @property
     def adapters(self) -> Sequence[str]:
@@ -123,10 +127,16 @@ class Batch:
 
     def step(self) -> list[News]:
         """Computes the next tokens and gives what each request got."""
+        num_requests, is_steady = len(self._requests), all(not request.num_prompt for request in self._requests.values())
+        if self._guesses:
+            self._guesses.begin(num_requests)
         outputs = self._engine.step()
         for output in outputs:
             self._count_prefix(self._requests[int(output.request_id)], output.num_cached_tokens or 0)
-        return [self._read(int(output.request_id), output.outputs[0]) for output in outputs]
+        news = [self._read(int(output.request_id), output.outputs[0]) for output in outputs]
+        if self._guesses:
+            self._guesses.end(num_requests, is_steady, sum(len(ids) for _, ids, *_ in news))
+        return news
 
     def _count_prefix(self, request: Request, num_held: int) -> None:
         """Counts what the prefix cache held of a request's prompt, once."""
@@ -201,7 +211,12 @@ def adapter_options(adapters: Mapping[str, AdapterFiles], max_held: int) -> dict
 
 
 def make_batch(
-    model_dir: str, max_running_requests: int, cache_bytes: int, adapters: Mapping[str, Any] | None = None, max_adapters: int = 0
+    model_dir: str,
+    max_running_requests: int,
+    cache_bytes: int,
+    adapters: Mapping[str, Any] | None = None,
+    max_adapters: int = 0,
+    speculative: Mapping[str, Any] | None = None,
 ) -> Batch:
     """The batch of a base or merged model's folder, and of adapters on it. Raises what vLLM raises when it cannot read it.
 
@@ -209,6 +224,7 @@ def make_batch(
     """
     # Where the processor has such a unit vLLM's attention uses it, and Linux ends a process that did not ask before (SIGILL).
     torch.cpu._init_amx()
+    guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
     files = read_adapters(adapters)
     if files and current_platform.is_cpu():
         spare_requests_without_adapter()
@@ -229,12 +245,15 @@ def make_batch(
         structured_outputs_config={"backend": "xgrammar"},  # the first request would decide for all later ones
         enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes and gains little
         disable_log_stats=True,
+        speculative_config=guesses_config(guessing) if guessing else None,
         **adapter_options(files, max_adapters),
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)  # whose defaults fit many requests at once
     context_tokens = config.model_config.max_model_len
     engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
     fitting_tokens = config.model_config.max_model_len  # the engine lowers it to what its cache holds
-    batch = Batch(engine, Adapters(files, max_adapters), fitting_tokens if fitting_tokens < context_tokens else None)
+    scheduler = engine.engine_core.engine_core.scheduler
+    guesses = VllmGuesses(scheduler, guessing) if guessing else None
+    batch = Batch(engine, Adapters(files, max_adapters), fitting_tokens if fitting_tokens < context_tokens else None, guesses)
     batch.add(-1, [0], Sampling(max_tokens=1))  # what it cannot compute, some head sizes for example, shows with the first token only
     while batch.has_work:
         batch.step()

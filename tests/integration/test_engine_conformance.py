@@ -1,4 +1,4 @@
-"""What every engine must do, on a real, small model; an engine joins by a line in ENGINES.
+"""What every engine must do, on a real, small model; an engine joins by a line in ENGINES. All of it holds with guesses too.
 
 vLLM lives in a venv of its own, so its part is marked: `make test-vllm` runs it.
 """
@@ -24,7 +24,7 @@ from infra.chat import ChatCodec, load_codec
 from infra.errors import ArtifactError, ConfigError
 from serving.admission import Claim, Gate
 from serving.choice import Order
-from serving.config import ServeConfig
+from serving.config import ServeConfig, SpeculativeConfig
 from serving.engines.base import Engine, EngineError, Grammar, RequestRefusedError, Sampling, TokenLogprob
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import make_engine
@@ -36,7 +36,12 @@ from serving.service import ServedModel, Service
 
 ENGINES = {"openvino": "toy_quantized", "torch": "toy_base", "vllm": "wide_base"}
 BASES = {"openvino": "toy_base", "torch": "toy_base", "vllm": "wide_base"}
-PARAMS = [pytest.param(name, marks=[pytest.mark.vllm] if name == "vllm" else []) for name in ENGINES]
+GUESSES = SpeculativeConfig(max_requests=16, min_acceptance=0.0)
+PARAMS = [
+    pytest.param((name, guesses), id=f"{name}-guessing" if guesses else name, marks=[pytest.mark.vllm] if name == "vllm" else [])
+    for name in ENGINES
+    for guesses in (None, GUESSES)
+]
 WEIGHTS = {"openvino": "openvino_model.xml", "torch": "model.safetensors", "vllm": "model.safetensors"}
 ENDLESS = Sampling(max_tokens=100_000)
 CLAIM = Claim(key="", weight=1.0, priority=0, num_prompt=1)
@@ -49,11 +54,13 @@ LAMP = {"type": "function", "function": {"name": "lamp", "parameters": {"type": 
 class Running:
     """An engine that runs on a loop kept for it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, guesses: SpeculativeConfig | None = None) -> None:
+        self.name, self.folder, self.guesses = name, folder, guesses
         self.codec: ChatCodec = load_codec(folder)
         self._loop = asyncio.new_event_loop()
-        self.engine: Engine = make_engine(folder, ServeConfig(engine=name, max_running_requests=16, cpus_per_replica=2))
+        self.engine: Engine = make_engine(
+            folder, ServeConfig(engine=name, max_running_requests=16, cpus_per_replica=2, speculative=guesses)
+        )
         try:
             self._loop.run_until_complete(self.engine.start())
         except ArtifactError:
@@ -90,11 +97,12 @@ class Running:
 
 @pytest.fixture(scope="module", params=PARAMS)
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    name, guesses = request.param
     try:
-        engine_python(ServeConfig(engine=request.param))
+        engine_python(ServeConfig(engine=name))
     except ConfigError as error:
         pytest.skip(error.message)
-    engine = Running(request.param, request.getfixturevalue(ENGINES[request.param]))
+    engine = Running(name, request.getfixturevalue(ENGINES[name]), guesses)
     yield engine
     engine.close()
 
@@ -337,8 +345,22 @@ def test_refused_request_leaves_the_others_running(running: Running) -> None:
     assert running.run(run())[1] == "length"
 
 
+def test_guesses_are_counted_where_there_are_any(running: Running) -> None:
+    """The toy soon repeats itself, so that some are right."""
+    before = running.engine.figures
+    assert running.answer(100)[1] == "length"
+    after = running.engine.figures
+    if running.guesses is None:
+        assert (after.num_drafts, after.drafted_tokens, after.accepted_tokens) == (None, None, None)
+        return
+    assert None not in (after.num_drafts, after.drafted_tokens, after.accepted_tokens)
+    assert after.num_drafts <= after.drafted_tokens <= running.guesses.num_tokens * after.num_drafts
+    assert 0 < after.accepted_tokens < after.drafted_tokens
+    assert after.num_drafts >= before.num_drafts
+
+
 def test_stopped_engine_ends_its_requests_and_later_ones_with_an_error(running: Running) -> None:
-    other = Running(running.name, running.folder)
+    other = Running(running.name, running.folder, running.guesses)
 
     async def run() -> None:
         waiting = asyncio.create_task(other.collect(PROMPT, ENDLESS))
@@ -354,7 +376,7 @@ def test_stopped_engine_ends_its_requests_and_later_ones_with_an_error(running: 
 
 def test_killed_process_fails_its_requests_and_later_ones(running: Running) -> None:
     before = engine_processes(running.name)
-    other = Running(running.name, running.folder)
+    other = Running(running.name, running.folder, running.guesses)
     (process,) = set(engine_processes(running.name)) - set(before)
     below = process.children(recursive=True)
 
@@ -379,14 +401,14 @@ def test_unreadable_model_is_refused(running: Running, tmp_path: Path) -> None:
     shutil.copytree(running.folder, folder)
     (folder / WEIGHTS[running.name]).write_text("<net/>")
     with pytest.raises(ArtifactError, match=f"{running.name} cannot load it: "):
-        Running(running.name, folder)
+        Running(running.name, folder, running.guesses)
     assert engine_processes(running.name) == before
 
 
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from serving.config import ServeConfig
+from serving.config import ServeConfig, SpeculativeConfig
 from serving.engines.base import Sampling
 from serving.engines.registry import make_engine
 

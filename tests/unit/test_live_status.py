@@ -120,6 +120,24 @@ def test_look_at_vllms_own_server_tells_its_prefix_hits_and_ours_does_not() -> N
     assert live.compare(look(0.0, [ours]), look(1.0, [ours])).all.prefix_hit_rate is None
 
 
+def test_look_tells_how_many_guessed_tokens_were_right_where_any_were_guessed() -> None:
+    def guessing(moment_s: float, num_drafted: int, num_accepted: int) -> live.Look:
+        engine = scripted("x", draft_counts=(num_drafted // 3, num_drafted, num_accepted))
+        return live.read(make_metrics("toy", engine, Gate(1, 1), "a").text, moment_s)
+
+    def shown(found: live.Live) -> str:
+        console = Console(file=StringIO(), width=120)
+        console.print(status._view(found, "http://x", console))
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    found = live.compare(guessing(0.0, 30, 30), guessing(1.0, 90, 60))
+    assert found.all.acceptance == live.Share(0.5, "interval")
+    assert "right: a 50%" in shown(found)
+    idle = live.compare(guessing(0.0, 0, 0), guessing(1.0, 0, 0))
+    assert idle.all.acceptance is None
+    assert "guessed" not in shown(idle)
+
+
 @pytest.mark.parametrize("text", ["", "<html><body>hello</body></html>", "# TYPE up gauge\nup 1.0\n"])
 def test_look_at_something_else_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--url"):

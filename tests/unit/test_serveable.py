@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_base_from_elsewhere_is_checked_as_soon_as_it_is_made(toy_base: Path, tm
     assert step.check is not None
     with pytest.raises(ConfigError, match=r"base model 'hf:owner/name': .*\n.*max_tokens is 4096; the model's context holds 256"):
         step.check(Artifact(toy_base, read_manifest(toy_base)), {})
+
+
+def test_small_model_that_could_not_guess_for_the_base_is_refused(toy_base: Path, toy_quantized: Path, tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    shutil.copytree(toy_quantized, draft)
+    serve = {"speculative": {"kind": "draft", "draft_model_dir": str(draft)}}
+    spec = load_spec(spec_of(tmp_path / "spec", LLAMA, data={"max_tokens": 256}, evaluate={"max_new_tokens": 64}, serve=serve), [])
+    serveable.check_base(spec, toy_base)
+    manifest = json.loads((draft / "manifest.json").read_text())
+    manifest["model"]["tokenizer_digest"] = "0" * 64
+    (draft / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"draft_model_dir: its tokenizer is another"):
+        serveable.check_base(spec, toy_base)
+    shutil.rmtree(draft)
+    with pytest.raises(ConfigError, match=r"draft_model_dir: .*no manifest\.json"):
+        serveable.check_source(spec)
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_refused_after_render(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:

@@ -85,12 +85,13 @@ LACKING: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
     ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
     ({"logprobs": True, "top_logprobs": 2}, "top_logprobs"),
+    ({"min_p": 0.1}, "min_p"),
 ]
 
 
 @pytest.mark.parametrize(("extra", "param"), LACKING)
 def test_parameter_that_the_engine_lacks_gives_400_naming_both(extra: dict[str, Any], param: str) -> None:
-    engine = scripted("x", capabilities=Capabilities("plain", max_top_logprobs=1))
+    engine = scripted("x", capabilities=Capabilities("plain", max_top_logprobs=1, takes_min_p=False))
     response = request(make_api(engine), "POST", CHAT, json={"model": "toy", "messages": USER, **extra})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, param, "unsupported_parameter")

@@ -441,6 +441,13 @@ def test_metrics_of_the_prefix_cache_are_told_only_where_the_engine_tells() -> N
     assert "prefix_cache" not in make_metrics("toy", scripted("x"), Gate(1, 1), "r1").text
 
 
+def test_metrics_of_tokens_guessed_ahead_are_told_only_where_the_engine_guesses() -> None:
+    told = make_metrics("toy", scripted("x", draft_counts=(10, 30, 12)), Gate(1, 1), "r1").text
+    for name, value in (("drafts", 10), ("draft_tokens", 30), ("accepted_tokens", 12)):
+        assert f'vllm:spec_decode_num_{name}_total{{model_name="toy",replica="r1"}} {value}.0' in told
+    assert "spec_decode" not in make_metrics("toy", scripted("x"), Gate(1, 1), "r1").text
+
+
 def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
     texts = []
     for replica in ("r1", "r2"):
@@ -460,7 +467,7 @@ def test_metrics_of_replicas_merge_into_families_that_parse() -> None:
 def test_dashboard_names_only_metrics_that_are_served_and_all_of_vllms() -> None:
     expressions = re.findall(r'"expr": "(.*)"', (Path(__file__).parents[2] / "infra/grafana/serving.json").read_text())
     named = {name for expression in expressions for name in re.findall(r"(?:vllm:|slipway_)\w+", expression)}
-    api = make_api(scripted("abcd", prefix_counts=(9, 3)))
+    api = make_api(scripted("abcd", prefix_counts=(9, 3), draft_counts=(3, 9, 4)))
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "xyz"})
     served = set(re.findall(r"^([\w:]+){", request(api, "GET", "/metrics").text, re.MULTILINE))
     served |= set(re.findall("^# TYPE ([\\w:]+)", FrontFigures("toy", Replicas("token"), lambda: 0).text, re.MULTILINE))
