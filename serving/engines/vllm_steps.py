@@ -26,8 +26,8 @@ from serving.engines.base import Grammar, Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.messages import News
 from serving.engines.vllm import MAX_TOP_LOGPROBS
+from serving.engines.vllm_corrections import allow_top_k_of_no_rows, spare_requests_without_adapter
 from serving.engines.vllm_guesses import VllmGuesses, guesses_config
-from serving.engines.vllm_lora import spare_requests_without_adapter
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -226,8 +226,9 @@ def make_batch(
     torch.cpu._init_amx()
     guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
     files = read_adapters(adapters)
-    if files and current_platform.is_cpu():
+    if current_platform.is_cpu():
         spare_requests_without_adapter()
+        allow_top_k_of_no_rows()
     config = EngineArgs(
         model=model_dir,
         load_format="safetensors",
