@@ -107,6 +107,15 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     engine.close()
 
 
+def is_refused(running: Running, **sampling: Any) -> bool:
+    """Whether the engine says that it cannot do this at all, as it then must when it is asked."""
+    if running.engine.capabilities.refusal(Sampling(max_tokens=1, **sampling)) is None:
+        return False
+    with pytest.raises(RequestRefusedError):
+        running.answer(1, **sampling)
+    return True
+
+
 def engine_processes(name: str, pid: int | None = None) -> list[psutil.Process]:
     """The engines' processes right below this process, or `pid`."""
     return [child for child in psutil.Process(pid).children() if f"serving.engines.{name}_steps" in child.cmdline()]
@@ -145,6 +154,8 @@ def test_seed_repeats_a_sampled_answer_and_absence_does_not(running: Running) ->
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-6}])
 def test_narrowest_sampling_gives_the_greedy_answer(running: Running, narrow: dict[str, Any]) -> None:
     """Over seven tokens: at the eighth, two logits of the toy model are the same in OpenVINO's bfloat16."""
+    if is_refused(running, **{"temperature": 2.0, **narrow}):
+        return
     assert running.answer(7, **{"temperature": 2.0, "seed": 3, **narrow}) == running.answer(7)
     assert running.answer(7, temperature=2.0, seed=3) != running.answer(7)
 
@@ -152,6 +163,8 @@ def test_narrowest_sampling_gives_the_greedy_answer(running: Running, narrow: di
 @pytest.mark.parametrize("filtered", [{"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.5}])
 def test_filter_keeps_sampled_tokens_among_the_likeliest(running: Running, filtered: dict[str, Any]) -> None:
     """Forty first tokens: without a filter they scatter; with one, a 32-bit pass of the toy model leaves 2, 10 and 3."""
+    if is_refused(running, temperature=1.0, **filtered):
+        return
 
     async def first_tokens(**sampling: Any) -> set[int]:
         jobs = [running.collect(PROMPT, Sampling(max_tokens=1, temperature=1.0, seed=seed, **sampling)) for seed in range(40)]
@@ -188,6 +201,8 @@ def test_logprobs_are_those_of_the_forward_pass(running: Running, sampling: dict
     import torch
     from transformers import AutoModelForCausalLM
 
+    if is_refused(running, **sampling):
+        return
     ids, _, told = running.run(running.collect(PROMPT, Sampling(max_tokens=12, logprobs=0, **sampling)))
     model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(BASES[running.name]), dtype=torch.float32)
     with torch.no_grad():
@@ -227,7 +242,10 @@ def grammar_is_kept(running: Running, grammar: Grammar, check: Callable[[str], o
         assert refusal is not None
         assert running.name in refusal[1]
         return
-    ids, reason = running.answer(200, grammar=grammar, stop_ids=(STOP_ID,), **sampling)
+    for _ in range(3):  # JSON allows blanks without end, and with guesses a seed does not fix what vLLM draws
+        ids, reason = running.answer(200, grammar=grammar, stop_ids=(STOP_ID,), **sampling)
+        if reason == "stop":
+            break
     assert reason == "stop"
     assert check(running.codec.decode(ids))
 
