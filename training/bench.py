@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from infra.contracts import read_manifest
 from infra.errors import ConfigError, SlipwayError
 from infra.files import read_json, write_json_atomic
+from infra.process import peak_rss_bytes
 from infra.settings import child_environment, load_settings
 from training.config import RenderJob, TrainConfig
 from training.data.render import render
@@ -143,7 +143,7 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
     cpu_started = time.process_time()
     reports = [trainer.train_step() for _ in range(trainer.total_steps)]
     cpu_s = time.process_time() - cpu_started
-    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_bytes = peak_rss_bytes()
     seconds = sum(report.seconds for report in reports)
     return {
         "cpu_s": cpu_s,
@@ -152,7 +152,7 @@ def measure_ours(task: dict[str, Any]) -> dict[str, Any]:
         "supervised_tokens_per_s": sum(report.supervised_tokens for report in reports) / seconds,
         # the first step makes kernels and touches memory for the first time; speeds count it, as the peer's do
         "gemm_peak_fraction": statistics.median(report.operations / report.seconds for report in reports) / peak,
-        "peak_rss_bytes": peak_rss_bytes,
+        "peak_rss_bytes": peak_bytes,
         "weights_bytes": model.get_memory_footprint() - sum(each.nbytes for each in model.parameters() if each.requires_grad),
         "heldout_loss": trainer.evaluate(read_token_rows(Path(task["tokens_dir"]), "heldout")[:HELDOUT_ROWS]),
     }

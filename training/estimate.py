@@ -6,7 +6,6 @@ its time. One worker is measured, so for several the time leaves out what they s
 
 from __future__ import annotations
 
-import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from infra.contracts import verify
 from infra.errors import ConfigError
 from infra.files import read_json, write_json_atomic
-from infra.process import run_program
+from infra.process import peak_rss_bytes, run_program
 from training.base import CONFIG_NAME
 from training.config import EstimateJob, FinetuneJob, ParallelConfig, TrainConfig
 from training.data.tokens import TokenRows, read_token_rows
@@ -45,12 +44,11 @@ def estimate_run(job: EstimateJob) -> None:
 
 def memory_of(job: FinetuneJob, train: TrainConfig, rows: TokenRows) -> MemoryEstimate:
     """The estimate for these settings on this model and these rows."""
-    from training.precision import compute_dtype, precision_name, uses_amx
+    from training.precision import compute_dtype, precision_name
 
     num_trained = count_trained(job.model_copy(update={"train": train}))
     shape = model_shape(read_json(job.base_dir / CONFIG_NAME))
-    dtype = compute_dtype(train.precision)
-    return estimate(shape, train, precision_name(dtype), num_trained, largest_pack(train, rows), uses_amx(dtype))
+    return estimate(shape, train, precision_name(compute_dtype(train.precision)), num_trained, largest_pack(train, rows))
 
 
 def largest_pack(train: TrainConfig, rows: TokenRows) -> PackShape:
@@ -134,8 +132,7 @@ def measure(job: EstimateJob, rows: TokenRows) -> dict[str, Any]:
     timed = reports[1:] or reports  # the first one warms up
     step_s = sum(report.seconds for report in timed) / len(timed)
     steps = total_steps(job.train, len(rows))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"steps": steps, "step_s": step_s, "total_s": steps * step_s, "measured_steps": len(timed), "measured_peak_bytes": peak}
+    return {"steps": steps, "step_s": step_s, "total_s": steps * step_s, "measured_steps": len(timed), "measured_peak_bytes": peak_rss_bytes()}
 
 
 def _gb(size: float) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 from training.config import TrainConfig
 
 PROGRAM_BYTES = 700 << 20  # Python with torch and transformers 480 MB before any model, kernels and threads 220 MB after some steps
-AMX_BYTES = 150 << 20  # more where bf16 products run on AMX, which blocks their operands anew: 65 to 245 MB in three runs
 HEAP_SHARE = 1.34  # of activations: what freed blocks of other sizes leave unused, over seven kinds of run on a CPU
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
 STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
@@ -93,9 +92,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def estimate(
-    model: ModelShape, train: TrainConfig, precision: str, num_trained: int, pack: PackShape, uses_amx: bool = False
-) -> MemoryEstimate:
+def estimate(model: ModelShape, train: TrainConfig, precision: str, num_trained: int, pack: PackShape) -> MemoryEstimate:
     """Peak of one worker. `num_trained` counts the whole model's trained parameters."""
     parallel, word = train.parallel, WORDS[precision]
     parts = parallel.pipeline * parallel.tensor * parallel.shard
@@ -106,7 +103,7 @@ def estimate(
     weights = 0 if train.method == "full" and precision == "fp32" else linear + model.embedding_weights * word
     state = num_trained * OPTIMIZER_BYTES[train.optimizer] // parts
     return MemoryEstimate(
-        program=PROGRAM_BYTES + (AMX_BYTES if uses_amx else 0),
+        program=PROGRAM_BYTES,
         weights=int(weights / parts),
         trained=num_trained * trained_word // parts,
         optimizer=state + (min(16 * num_trained // parts, STEP_BYTES_8BIT) if "8bit" in train.optimizer else 0),

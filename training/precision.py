@@ -32,11 +32,6 @@ def has_bf16_products() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def uses_amx(dtype: torch.dtype) -> bool:
-    """Whether products in `dtype` run on the processor's AMX tiles."""
-    return dtype == torch.bfloat16 and not torch.cuda.is_available() and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
 def precision_name(dtype: torch.dtype) -> str:
     """The config's word for a dtype."""
     return next(name for name, known in DTYPES.items() if known == dtype)

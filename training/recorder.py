@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
 import torch
 
 from infra.files import write_json_atomic
-from infra.process import Progress
+from infra.process import Progress, peak_rss_bytes
 from infra.tracking import MetricStream
 from training.config import FinetuneJob
 from training.flops import peak_operations_per_s
@@ -112,4 +111,4 @@ class Recorder:
         """Most memory this worker has had: of its GPU, else of its process."""
         if self._trainer.layout.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._trainer.layout.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_rss_bytes()

@@ -78,6 +78,7 @@ def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
     assert all(gate["passed"] for gate in report["gates"])
 
 
+@pytest.mark.slow
 def test_run_of_full_fine_tuning_needs_no_merge(toy_spec: Path, home: Path, report: dict[str, Any]) -> None:
     changes = ["--set", "name=toy-full", "--set", "train.method=full", "--set", "train.learning_rate=1e-4"]
     done = slipway(home, "run", str(toy_spec), "--json", "--no-serve", *changes)

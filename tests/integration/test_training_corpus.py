@@ -165,6 +165,7 @@ def render_on_ray(folder: Path, base: Path) -> dict[str, int]:
     return dict(zip(("driver", "worker"), program_peak("training.data.render", job), strict=True))
 
 
+@pytest.mark.slow
 def test_memory_hardly_grows_with_the_corpus(toy_base: Path, tmp_path: Path) -> None:
     """Of 2 MB and of 12 MB: what a block takes is there in both. Rows or tokens held in Python would take several times the corpus."""
     found = growth(read_render_and_train, tmp_path, toy_base, (4_000, 20_000))

