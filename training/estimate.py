@@ -132,7 +132,13 @@ def measure(job: EstimateJob, rows: TokenRows) -> dict[str, Any]:
     timed = reports[1:] or reports  # the first one warms up
     step_s = sum(report.seconds for report in timed) / len(timed)
     steps = total_steps(job.train, len(rows))
-    return {"steps": steps, "step_s": step_s, "total_s": steps * step_s, "measured_steps": len(timed), "measured_peak_bytes": peak_rss_bytes()}
+    return {
+        "steps": steps,
+        "step_s": step_s,
+        "total_s": steps * step_s,
+        "measured_steps": len(timed),
+        "measured_peak_bytes": peak_rss_bytes(),
+    }
 
 
 def _gb(size: float) -> str:
