@@ -41,9 +41,9 @@ class VllmGuesses:
         """What `base.Figures` tells of it."""
         return self._speculation.counts
 
-    def begin(self, num_requests: int) -> None:
-        """Before a step: whether it guesses for the next one."""
-        self._is_on = self._speculation.wants(num_requests)
+    def begin(self, num_requests: int, can_guess: bool = True) -> None:
+        """Before a step: whether it guesses for the next one, which it does not where a request would be answered otherwise for it."""
+        self._is_on = can_guess and self._speculation.wants(num_requests)
         self._table[:] = [self._num_tokens * self._is_on] * len(self._table)
         self._started_s = time.perf_counter()
 

@@ -44,6 +44,8 @@ class Request:
     """How many of the likeliest tokens are told; None where no log-probabilities are."""
     num_prompt: int
     """Tokens of its prompt, until it is known how many of them the prefix cache held; then 0."""
+    can_guess: bool
+    """Not with a seed: what is drawn would hang on which steps had guesses, and that on the load."""
 
 
 class Adapters:
@@ -112,7 +114,9 @@ class Batch:
             self._engine.add_request(str(number), tokens_input(prompt_ids), sampling_params(sampling), lora_request=lora)
         except (ValueError, VLLMClientError) as error:  # refuses this one request; the others go on
             return number, [], None, None, f"the engine refuses this request: {error}"
-        self._requests[number] = Request(sampling.max_tokens, sampling.logprobs, len(prompt_ids))
+        self._requests[number] = Request(
+            sampling.max_tokens, sampling.logprobs, len(prompt_ids), can_guess=not sampling.temperature or sampling.seed is None
+        )
         return None
 
     def cancel(self, number: int) -> None:
@@ -129,7 +133,7 @@ class Batch:
         """Computes the next tokens and gives what each request got."""
         num_requests, is_steady = len(self._requests), all(not request.num_prompt for request in self._requests.values())
         if self._guesses:
-            self._guesses.begin(num_requests)
+            self._guesses.begin(num_requests, all(request.can_guess for request in self._requests.values()))
         outputs = self._engine.step()
         for output in outputs:
             self._count_prefix(self._requests[int(output.request_id)], output.num_cached_tokens or 0)
