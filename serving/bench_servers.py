@@ -117,7 +117,9 @@ def _peer_command(name: str, python: Path, model: Path, port: int, num_streams: 
     if name == "llama.cpp":
         return [str(python), str(LLAMA_CPP_SCRIPT), *(str(each) for each in (model, port, num_streams, num_threads))]
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME]
-    return [*command, "--port", str(port), "--host", "127.0.0.1", "--max-num-seqs", str(num_streams), "--dtype", "bfloat16"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--max-num-seqs", str(num_streams), "--dtype", "bfloat16"]
+    # As large a cache as ours; without these it wants 0.92 of a machine's memory free, and does not start where less is.
+    return [*command, "--kv-cache-memory-bytes", str(1 << 30), "--gpu-memory-utilization", "0.5"]
 
 
 @contextmanager
