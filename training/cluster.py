@@ -62,11 +62,9 @@ def ray_session(train: TrainConfig, address: str | None) -> Iterator[Place]:
     _quieten()
     import ray
 
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     slots = tempfile.TemporaryDirectory(prefix="slipway-")
     try:
         place = _join(train, address) if address else _start(train, Path(slots.name))
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
         yield place
     finally:
         ray.shutdown()
@@ -98,6 +96,7 @@ def _join(train: TrainConfig, address: str) -> Place:
         require_listener(address, "RAY_ADDRESS")  # Ray itself would try for ever
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     variables = {"env_vars": {**program_variables(), **TRAINING_ALLOCATOR}}  # the nodes were started without them
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=variables)
@@ -105,6 +104,7 @@ def _join(train: TrainConfig, address: str) -> Place:
         raise TransientError(
             f"RAY_ADDRESS={address}: no Ray cluster is there ({error}). Start one, or unset RAY_ADDRESS for a Ray of this machine."
         ) from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return Place(cpus_per_worker(train, nodes), _has_gpus(train))
 
