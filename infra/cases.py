@@ -135,11 +135,11 @@ def asks(case: Case, scored: Scored, stop_id: int, reference: Scored | None = No
         greedy = (*case.greedy_ids, *((stop_id,) if case.has_ended else ()))
         if greedy != case.expected_ids:
             answers["greedy"] = greedy
-    tops = {each.source: each.top_ids for each in reference.forced} if reference else {}
+    tops = {each.source: each.top_ids for each in reference.forced} if reference else dict.fromkeys(answers, ())
     return [
-        Ask(name=case.name, source=source, prompt_ids=scored.prompt_ids, answer_ids=ids, top_ids=tops.get(source, ()))
+        Ask(name=case.name, source=source, prompt_ids=scored.prompt_ids, answer_ids=ids, top_ids=tops[source])
         for source, ids in answers.items()
-        if ids
+        if ids and source in tops
     ]
 
 

@@ -233,6 +233,17 @@ class PredictJob(Job):
     """The engine, and what it may use."""
 
 
+class ScoreJob(Job):
+    """`python -m serving.score`: what a model makes of chats on which the stages are compared, run by the engine's library."""
+
+    model_dir: Path
+    cases_dir: Path
+    reference_file: Path
+    """What the trained model made of the same chats."""
+    serve: ServeConfig = ServeConfig()
+    """The engine, and what it may use."""
+
+
 class ServeJob(Job):
     """`python -m serving.app`: serves until it is told to stop (SIGTERM or Ctrl-C)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def _cause(factor: float, left: float, scale: float) -> str:
     return "more than the adapter's update was changed: merged into other weights than the base's 16-bit ones, such as quantized ones"
 
 
-def audit_rendering(tokens_dir: Path, rows_dir: Path, codec: ChatCodec, stop_ids: Sequence[int], num_rows: int, seed: int) -> dict[str, Any]:
+def audit_rendering(
+    tokens_dir: Path, rows_dir: Path, codec: ChatCodec, stop_ids: Sequence[int], num_rows: int, seed: int
+) -> dict[str, Any]:
     """How many training rows were rendered again, and what is wrong with those that differ."""
     rows = read_token_rows(tokens_dir, "train")
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(num_rows, len(rows))))
@@ -159,8 +162,8 @@ def _misplaced(start: int, wanted: int) -> str:
 
 def _runs(supervised: Sequence[bool]) -> list[tuple[int, int]]:
     """First and one past the last place of each run of labels."""
-    edges = [place for place in range(len(supervised) + 1) if (0 < place and supervised[place - 1]) != (supervised[place : place + 1] == (True,))]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    places = ((mark, [place for place, _ in group]) for mark, group in groupby(enumerate(supervised), key=lambda item: item[1]))
+    return [(run[0], run[-1] + 1) for mark, run in places if mark]
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:

@@ -277,7 +277,7 @@ class PredictJob(Job):
 
 
 class ScoreJob(Job):
-    """`python -m training.score`: what base, trained and merged model make of the same chats, and whether the merge is what it should be."""
+    """`python -m training.score`: what base, trained and merged model make of the same chats, and whether the merge is right."""
 
     base_dir: Path
     adapter_dir: Path | None = None
