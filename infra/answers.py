@@ -82,7 +82,7 @@ def write_expected(folder: Path, expected: Iterable[ExpectedLogprob]) -> None:
 
 def read_expected(folder: Path) -> list[ExpectedLogprob]:
     """How likely the expected answers are under one model."""
-    return [ExpectedLogprob.model_validate_json(line) for line in _lines(folder / EXPECTED_NAME)]
+    return [ExpectedLogprob.model_validate_json(line) for line in read_lines(folder / EXPECTED_NAME)]
 
 
 def _write(path: Path, items: Iterable[Config]) -> None:

@@ -65,7 +65,8 @@ def _sample(base: Mapping[str, tuple[Path, TensorSpec]], max_bytes: float, seed:
     """All tensors, or a seeded part of them that is no larger than `max_bytes` and has one at least."""
     names = sorted(base)
     random.Random(seed).shuffle(names)
-    chosen, size = [], 0
+    chosen: list[str] = []
+    size = 0
     for name in names:
         size += base[name][1].num_bytes
         if chosen and size > max_bytes:
