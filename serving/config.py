@@ -158,6 +158,11 @@ class ServeConfig(Config):
     """Largest request body."""
     api_keys_file: Path | None = None
     """File that `slipway keys` writes; with it every request needs `Authorization: Bearer KEY`. Changes count within a second."""
+    allow_unsigned: tuple[AdapterName, ...] = ()
+    """Names of models and adapters that are served without a signature of a trusted key. Every other one must have been signed, which
+    `slipway run` does when it promotes a model, and `slipway sign FOLDER` at your word."""
+    trusted_keys_file: Path | None = None
+    """Public keys whose signatures count, one after the other in PEM; absent means the key of this machine's home folder."""
     open_paths: tuple[Literal["/health", "/metrics"], ...] = ("/health", "/metrics")
     """Paths that need no key all the same; `[]` closes them too. Probes of Kubernetes can send no key."""
     log_prompts: bool = False

@@ -8,10 +8,10 @@ import pytest
 
 from infra.answers import Answer, ExpectedLogprob, Prompt, read_answers, read_expected, write_answers, write_expected
 from infra.errors import ArtifactError, ConfigError
-from pipelines.spec import EvaluateConfig, GatesConfig
+from pipelines.spec import EvaluateConfig, GatesConfig, ProveConfig
 from pipelines.steps.evaluate import score_model
 from pipelines.steps.gate import decide
-from pipelines.steps.prove import ProveConfig, compare
+from pipelines.steps.prove import ProveIdentity, compare
 
 PROMPTS = [Prompt(row=row, ids=(1,), expected='{"a":1}', slice="seen" if row < 2 else "unseen") for row in range(4)]
 
@@ -39,7 +39,7 @@ def test_score_model_with_an_answer_missing_is_an_error() -> None:
 
 
 def test_compare_counts_rows_answered_alike_and_lists_the_others() -> None:
-    config = ProveConfig(metric="exact_match_json", confidence=0.95)
+    config = ProveIdentity(metric="exact_match_json", confidence=0.95, max_new_tokens=8, prove=ProveConfig(), precision="f32")
     found = compare(PROMPTS, answers('{"a":1}', '{"a":1}', "x", "x"), answers('{"a":1}', '{"a":2}', "x", "x"), config)
     assert found["same_answer"]["value"] == 0.75
     assert found["num_differing"] == 1
