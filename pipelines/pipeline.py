@@ -12,7 +12,7 @@ from infra import provenance, registry, tracking
 from infra.errors import GateFailed
 from infra.files import read_json, write_json_atomic
 from infra.settings import Settings
-from pipelines import plots, preflight, report, runner
+from pipelines import plots, preflight, report, runner, sealing
 from pipelines.display import Display, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
@@ -37,7 +37,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         tracking.log_dataset(tracked.client, tracked.run_id, f"{spec.name}-rows", rows.manifest.digest, rows.path)
         gates = read_json(outcome.artifacts["gate"].path / GATES_NAME)
         passed = all(gate["passed"] for gate in gates)
-        version = _register(spec, outcome, tracked, passed)
+        version = _register(spec, settings, outcome, tracked, passed)
         result = report.build(spec, tracked.run_id, outcome, version, None)
         _record(result, outcome, tracked)
         _record_report(result, tracked, run_dir)
@@ -107,11 +107,13 @@ def wait(served: Served, display: Display) -> None:
             time.sleep(0.5)
 
 
-def _register(spec: Spec, outcome: Outcome, tracked: Tracked, passed: bool) -> registry.RegisteredVersion:
+def _register(spec: Spec, settings: Settings, outcome: Outcome, tracked: Tracked, passed: bool) -> registry.RegisteredVersion:
     quantized = outcome.artifacts["quantize"]
     version = registry.register(tracked.client, spec.name, quantized.path, quantized.manifest.digest, tracked.run_id)
     registry.mark_challenger(tracked.client, version, passed)
     if passed:
+        gates = {"gates": "passed", "run_id": tracked.run_id}
+        sealing.seal_promoted(settings, spec.name, quantized, outcome.artifacts["prove"], outcome.artifacts, gates)
         return registry.promote(tracked.client, version)
     return registry.lookup(tracked.client, version.name, version.version)
 

@@ -28,6 +28,8 @@ class Planned:
     step: Step
     will_run: bool
     reason: str
+    artifact: Artifact | None = None
+    """What is there already."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
         if artifact is not None:
             made[step.name] = artifact
             _check(step, artifact, inputs)
-            planned.append(Planned(step, False, f"already made: {slot.final_dir.name}"))
+            planned.append(Planned(step, False, f"already made: {slot.final_dir.name}", artifact))
         elif slot.staging_dir.exists():
             planned.append(Planned(step, True, "an attempt was cut off; it resumes"))
         else:

@@ -11,7 +11,7 @@ from infra.files import read_json, write_json_atomic
 from pipelines.spec import GatesConfig, Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps.evaluate import SCORES_NAME
-from pipelines.steps.prove import CERTIFICATE_NAME
+from pipelines.steps.prove import CERTIFICATE_NAME, certificate_gates
 
 GATES_NAME = "gates.json"
 Gate = dict[str, Any]
@@ -20,14 +20,15 @@ Gate = dict[str, Any]
 def step(spec: Spec) -> Step:
     """The step that needs the scores and the certificate."""
     run_named = partial(run, spec.quantize.format, spec.evaluate.metrics[0])
-    return Step("gate", 2, "gates", spec.gates, run_named, needs={"evaluate": "scores", "prove": "certificate"})
+    return Step("gate", 3, "gates", spec.gates, run_named, needs={"evaluate": "scores", "prove": "certificate"})
 
 
 def run(served: str, metric: str, config: GatesConfig, context: StepContext) -> None:
     """Writes gates.json: `[{"name", "passed", "detail"}]`."""
     scores = read_json(context.inputs["evaluate"].path / SCORES_NAME)
     certificate = read_json(context.inputs["prove"].path / CERTIFICATE_NAME)
-    write_json_atomic(context.output_dir / GATES_NAME, decide(config, scores, certificate, served, metric))
+    gates = [*decide(config, scores, certificate, served, metric), *certificate_gates(certificate, served)]
+    write_json_atomic(context.output_dir / GATES_NAME, gates)
     write_manifest(context.output_dir, "gates", context.provenance)
 
 

@@ -158,7 +158,7 @@ def test_batch_lost_worker_of_two_is_replaced_and_every_row_is_answered_once(toy
 
 
 def slipway(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli", "batch", *arguments]
+    command = [sys.executable, "-m", "pipelines.cli", "batch", *arguments, "--set", "serve.allow_unsigned=[quantized]"]
     environment = {**os.environ, "SLIPWAY_HOME": str(home)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
