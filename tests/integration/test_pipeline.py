@@ -152,7 +152,7 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     runs_before = sorted((home / "runs").iterdir())
     done = slipway(home, "run", str(toy_spec), "--dry-run", "--json", "--set", "train.lora.rank=8")
     will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
-    assert not will_run["rows@2"]
+    assert not will_run["rows@3"]
     assert not will_run["predict-base@1"]
     assert will_run["train@4"]
     assert will_run["gate@2"]
