@@ -102,8 +102,8 @@ class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
     engine: EngineName = "openvino"
-    """What computes: `openvino` reads what was quantized for it (CPU); `vllm` and the reference, `torch`, read the merged model (CPU or GPU),
-    and `torch` what bitsandbytes quantized. A spec or command that leaves it out gets the engine that reads the model's weight format."""
+    """What computes: `openvino` reads what was quantized for it (CPU); `vllm` and the reference, `torch`, read the merged model (CPU or
+    GPU), and `torch` what bitsandbytes quantized. A spec or command without it gets the engine that reads the model's weight format."""
     engine_python: Path | None = None
     """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
     the library `.venv-ENGINE/bin/python` beside its venv."""

@@ -15,7 +15,6 @@ from serving import config as serving
 from serving.limits import ENGINE_OF_FORMAT, with_engine_of
 from training import config as training
 
-
 TIMED_STREAMS = (1, 16)
 """Requests at once at which each candidate is timed."""
 

@@ -72,7 +72,7 @@ def require_readable(model_dir: Path, manifest: Manifest, config: ServeConfig) -
         )
     if config.weights != "full":
         raise ConfigError(
-            f"serve.weights is {config.weights!r}, and {model_dir} holds {weight_format} already. Set serve.weights to 'full', or leave it out."
+            f"serve.weights is {config.weights!r}, and {model_dir} holds {weight_format} already. Set it to 'full', or leave it out."
         )
 
 
