@@ -18,7 +18,7 @@ from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
-from pipelines.steps.choose import chosen
+from pipelines.steps.choose import candidate_columns, chosen
 from pipelines.steps.gate import GATES_NAME
 
 
@@ -131,6 +131,7 @@ def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
     tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
     for name, figure in plots.draw(result).items():
         tracked.client.log_figure(tracked.run_id, figure, name)
+    tracked.client.log_table(tracked.run_id, candidate_columns(result["candidates"]), "candidates_table.json")
     trained = outcome.artifacts["train"]
     reference = {"kind": trained.manifest.kind, "path": str(trained.path), "digest": trained.manifest.digest}
     tracked.client.log_dict(tracked.run_id, reference, f"{trained.manifest.kind}.json")  # by reference: it may be large

@@ -107,7 +107,16 @@ def comparison(candidates: Sequence[Candidate]) -> str | None:
 
 def _loss(change: Mapping[str, float]) -> str:
     """A change of score as a loss with its interval."""
-    return f"{-change['value']:.3f} ({-change['high']:+.3f} to {-change['low']:+.3f})"
+    return f"{0 - change['value']:.3f} ({0 - change['high']:+.3f} to {0 - change['low']:+.3f})"
+
+
+def candidate_columns(choice: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The candidates as columns of a table; intervals have columns of their own."""
+    plain = ("format", "chosen", "passed", "why", "bytes", "tokens_per_s", "ms_per_token")
+    spread = ("value", "low", "high")
+    rows = choice["candidates"]
+    columns = {name: [each[name] for each in rows] for name in plain}
+    return columns | {f"{key}_{part}": [each[key][part] for each in rows] for key in ("score", "change") for part in spread}
 
 
 def chosen(artifacts: Mapping[str, Artifact]) -> Artifact:
