@@ -25,7 +25,7 @@ from pipelines.proof.evidence import MODEL_NAME, Candidate, choose_cases, gather
 from pipelines.spec import ProveConfig, Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps.evaluate import model_names
-from serving.config import ServeConfig
+from serving.limits import with_engine_of
 
 __all__ = ["CERTIFICATE_NAME", "ProveIdentity", "certificate_gates", "compare", "run", "step"]
 
@@ -76,11 +76,11 @@ def step(spec: Spec) -> Step:
 
 def _candidate(spec: Spec, name: str) -> Candidate:
     """One model that may be served, by one replica on this machine and open to this machine only."""
-    serve = spec.serve.model_copy(
+    serve = with_engine_of(spec.serve, name).model_copy(
         update={"host": "127.0.0.1", "num_replicas": 1, "autoscale": None, "pools": (), "adapters": {}, "api_keys_file": None,
                 "allow_unsigned": (MODEL_NAME,)}
     )  # fmt: skip
-    return Candidate(name, "quantize", ServeConfig.model_validate(serve.model_dump()))
+    return Candidate(name, f"quantize-{name}", serve)
 
 
 def run(plan: Plan, config: ProveIdentity, context: StepContext) -> None:
