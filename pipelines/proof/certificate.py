@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.chat import load_codec
-from infra.contracts import AdapterFacts
+from infra.contracts import AdapterFacts, Manifest
 from pipelines.proof.answers import check_answers
 from pipelines.proof.bounds import BOUNDS, precision_of
 from pipelines.proof.checks import Check, failed, listed
@@ -17,6 +17,7 @@ from pipelines.proof.leaks import check_leaks
 from pipelines.proof.lineage import adapter_problems, check_lineage
 from pipelines.proof.live import check_live
 from pipelines.step import Artifact
+from serving.formats import FormatConfig, weight_problems
 
 CERTIFICATE_NAME = "certificate.json"
 Gate = dict[str, Any]
@@ -41,10 +42,16 @@ def lineage_checks(inputs: Mapping[str, Artifact], candidates: Sequence[Candidat
         checks.append(check_lineage("merged", merged, {"base": base, "adapter": trained}, base))
     for candidate in candidates:
         quantized = inputs[candidate.step]
-        found = quantized.manifest.model.quantization if quantized.manifest.model else None
-        more = [] if found == candidate.name else [f"its weights are {found}, the spec says {candidate.name}"]
-        checks.append(check_lineage(candidate.name, quantized, {"merged": merged}, base, more))
+        checks.append(check_lineage(candidate.name, quantized, {"merged": merged}, base, weights_of(quantized.manifest, candidate.wanted)))
     return checks
+
+
+def weights_of(manifest: Manifest, wanted: FormatConfig) -> list[str]:
+    """What a quantized model's manifest says otherwise of its weights than the spec."""
+    facts = manifest.model
+    if facts is None or facts.quantization != wanted.format or facts.weights is None:
+        return [f"its weights are {facts.quantization if facts else None}, the spec says {wanted.format}"]
+    return weight_problems(facts.weights, wanted)
 
 
 def checks_of(

@@ -25,6 +25,7 @@ from pipelines.proof.evidence import MODEL_NAME, Candidate, choose_cases, gather
 from pipelines.spec import ProveConfig, Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps.evaluate import model_names
+from serving.formats import WeightFormat
 from serving.limits import with_engine_of
 
 __all__ = ["CERTIFICATE_NAME", "ProveIdentity", "certificate_gates", "compare", "run", "step"]
@@ -64,7 +65,7 @@ def step(spec: Spec) -> Step:
     )
     base, *models = model_names(spec)
     has_adapter = spec.merged_by == "merge"
-    candidates = tuple(_candidate(spec, name) for name in models[models.index("merged") + 1 :])
+    candidates = tuple(_candidate(spec, name) for name in spec.quantize.formats)
     adapter = AdapterFacts(**spec.train.lora.model_dump(exclude={"dropout"})) if has_adapter else None
     plan = Plan(models[0], tuple(models[1:]), candidates, adapter, spec.train_limit_rows)
     needs: dict[str, Kind] = {"rows": "dataset", "base": "base", "render": "tokens", "train": "adapter" if has_adapter else "merged"}
@@ -74,13 +75,13 @@ def step(spec: Spec) -> Step:
     return Step("prove", 3, "certificate", config, partial(run, plan), needs=needs)
 
 
-def _candidate(spec: Spec, name: str) -> Candidate:
+def _candidate(spec: Spec, name: WeightFormat) -> Candidate:
     """One model that may be served, by one replica on this machine and open to this machine only."""
     serve = with_engine_of(spec.serve, name).model_copy(
         update={"host": "127.0.0.1", "num_replicas": 1, "autoscale": None, "pools": (), "adapters": {}, "api_keys_file": None,
                 "allow_unsigned": (MODEL_NAME,)}
     )  # fmt: skip
-    return Candidate(name, f"quantize-{name}", serve)
+    return Candidate(name, f"quantize-{name}", serve, spec.quantize.of(name))
 
 
 def run(plan: Plan, config: ProveIdentity, context: StepContext) -> None:
