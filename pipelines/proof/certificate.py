@@ -130,7 +130,12 @@ def _stop_ids(inputs: Mapping[str, Artifact]) -> tuple[int, ...]:
 
 
 def document(
-    checks: Sequence[Check], inputs: Mapping[str, Artifact], candidates: Sequence[Candidate], evidence: Evidence, tolerance: float
+    checks: Sequence[Check],
+    inputs: Mapping[str, Artifact],
+    candidates: Sequence[Candidate],
+    evidence: Evidence,
+    tolerance: float,
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the certificate holds beside the comparison of all held-out answers."""
     kinds = [case.kind for case in evidence.cases]
@@ -141,7 +146,7 @@ def document(
         "chats": {kind: kinds.count(kind) for kind in ("heldout", "adversarial")},
         "bounds": {name: bounds.times(tolerance).model_dump() for name, bounds in BOUNDS.items()},
         "artifacts": {name: {"kind": each.manifest.kind, "digest": each.manifest.digest} for name, each in inputs.items()},
-        "versions": next(iter(inputs.values())).manifest.provenance.versions,
+        "versions": dict(versions),
     }
 
 

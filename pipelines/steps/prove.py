@@ -96,7 +96,7 @@ def run(plan: Plan, config: ProveIdentity, context: StepContext) -> None:
     certificate = {
         "reference": plan.reference,
         "models": _comparisons(plan, config, context),
-        **document(checks, inputs, plan.candidates, evidence, config.prove.tolerance),
+        **document(checks, inputs, plan.candidates, evidence, config.prove.tolerance, context.provenance.versions),
     }
     write_json_atomic(context.output_dir / CERTIFICATE_NAME, certificate)
     parents = {name: artifact.manifest.digest for name, artifact in inputs.items()}
