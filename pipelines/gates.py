@@ -49,7 +49,7 @@ class Evidence:
     def rows_needed(self, model: str, metric: str) -> str:
         """Advice on how many rows would show that a loss stays within its margin."""
         rows = (self._compared(model, metric) or {}).get("rows_for_margin")
-        return f"{rows} rows would show it four times of five" if rows else "no number of rows would show it"
+        return f"{rows} rows would show it four times of five if it stays as it is" if rows else "no number of rows would show it"
 
     def _compared(self, model: str, metric: str) -> Mapping[str, Any] | None:
         wanted = (model, metric)
