@@ -36,7 +36,7 @@ class EvaluateConfig(Config):
             try:
                 find_metric(name)
             except ConfigError as error:
-                problems.append(error.message)
+                problems.append(error.message.rstrip("."))
         if len(set(value)) < len(value):
             problems.append(f"{list(value)} names a metric twice")
         if not problems and not is_own(value[0]) and value[0] not in SCORERS:
