@@ -13,11 +13,12 @@ from infra.errors import GateFailed
 from infra.files import read_json, write_json_atomic
 from infra.settings import Settings
 from pipelines import plots, preflight, report, runner
-from pipelines.display import Display, gate_table, score_table
+from pipelines.display import Display, candidate_table, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
+from pipelines.steps.choose import candidate_columns, chosen
 from pipelines.steps.gate import GATES_NAME
 
 
@@ -44,6 +45,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.note("")
         display.console.print(score_table(result["scores"]))
         display.note("")
+        _show_candidates(result["candidates"], display)
         display.console.print(gate_table(gates))
         if not passed:
             refused = [f"{gate['name']}: {gate['detail']}" for gate in gates if not gate["passed"]]
@@ -108,7 +110,7 @@ def wait(served: Served, display: Display) -> None:
 
 
 def _register(spec: Spec, outcome: Outcome, tracked: Tracked, passed: bool) -> registry.RegisteredVersion:
-    quantized = outcome.artifacts["quantize"]
+    quantized = chosen(outcome.artifacts)
     version = registry.register(tracked.client, spec.name, quantized.path, quantized.manifest.digest, tracked.run_id)
     registry.mark_challenger(tracked.client, version, passed)
     if passed:
@@ -128,9 +130,17 @@ def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
     tracking.log_metrics(tracked.client, tracked.run_id, report.logged_metrics(result["scores"], result["timings_s"]))
     for name, figure in plots.draw(result).items():
         tracked.client.log_figure(tracked.run_id, figure, name)
+    tracked.client.log_table(tracked.run_id, candidate_columns(result["candidates"]), "candidates_table.json")
     trained = outcome.artifacts["train"]
     reference = {"kind": trained.manifest.kind, "path": str(trained.path), "digest": trained.manifest.digest}
     tracked.client.log_dict(tracked.run_id, reference, f"{trained.manifest.kind}.json")  # by reference: it may be large
+
+
+def _show_candidates(choice: dict[str, Any], display: Display) -> None:
+    """The candidates and what they cost, where there is more than one."""
+    if len(choice["candidates"]) > 1:
+        display.console.print(candidate_table(choice))
+        display.note(f"{choice['comparison']}\n" if choice["comparison"] else "")
 
 
 def _say_where(settings: Settings, run_dir: Path, display: Display) -> None:

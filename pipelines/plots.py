@@ -16,8 +16,11 @@ CONFUSION_INCHES = 5.0
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures by file name: losses and learning rate by step, every model's metrics with intervals, confused labels if asked."""
+    """Figures by file name: losses and learning rate by step, every model's metrics with intervals, what the candidates for serving
+    cost against what they score, and confused labels where they are asked for.
+    """
     figures = {"plots/loss.png": losses(report["training"]), "plots/scores.png": scores(report["scores"])}
+    figures["plots/candidates.png"] = tradeoff(report["candidates"]["candidates"])
     confused = {model: found["confusion"] for model, found in report["details"].items() if "confusion" in found}
     return {**figures, "plots/confusion.png": confusion(confused)} if confused else figures
 
@@ -66,6 +69,23 @@ def confusion(by_model: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.text(
                 column, row, counts[row][column], ha="center", va="center", fontsize="x-small", color="white" if shade > 0.5 else "black"
             )
+    return figure
+
+
+def tradeoff(candidates: Sequence[Mapping[str, Any]]) -> Figure:
+    """Score with interval against size on the left, and against tokens/s on the right; a point a candidate, the chosen one in green."""
+    figure = _figure()
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, label, key, unit in ((left, "MB on disk", "bytes", 1e6), (right, "tokens/s of several requests", "tokens_per_s", 1.0)):
+        for each in candidates:
+            score, place = each["score"], each[key] / unit
+            spread = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
+            color = "tab:green" if each["chosen"] else "tab:blue" if each["passed"] else "tab:red"
+            axes.errorbar([place], [score["value"]], yerr=spread, fmt="o", capsize=4, color=color)
+            axes.annotate(each["format"], (place, score["value"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.3 * max(each[key] / unit for each in candidates))
+    left.set_ylabel("score; green: chosen, red: refused")
     return figure
 
 

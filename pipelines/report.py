@@ -15,6 +15,7 @@ from infra.files import read_json, write_json_atomic, write_text_atomic
 from infra.registry import RegisteredVersion
 from pipelines.runner import Outcome
 from pipelines.spec import Spec
+from pipelines.steps.choose import CANDIDATES_NAME
 from pipelines.steps.evaluate import COMPARISONS_NAME, DETAILS_NAME, NOISE_NAME, SCORES_NAME
 from pipelines.steps.gate import GATES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
@@ -43,6 +44,7 @@ def build(spec: Spec, run_id: str, outcome: Outcome, version: RegisteredVersion,
         "details": stored("evaluate", DETAILS_NAME),
         "noise": {name: {**found, "said": told(found)} for name, found in stored("evaluate", NOISE_NAME).items()},
         "gates": stored("gate", GATES_NAME),
+        "candidates": stored("gate", CANDIDATES_NAME),
         "parity": stored("prove", CERTIFICATE_NAME),
         "receipt": stored("render", RECEIPT_NAME),
         "training": stored("train", TRAINING_NAME),
@@ -87,5 +89,11 @@ def charts(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str,
 def files(outcome: Outcome) -> list[Path]:
     """The documents that a reviewer wants beside the run in MLflow."""
     names = [("evaluate", name) for name in (SCORES_NAME, COMPARISONS_NAME, DETAILS_NAME, NOISE_NAME)]
-    names += [("gate", GATES_NAME), ("prove", CERTIFICATE_NAME), ("render", RECEIPT_NAME), ("train", TRAINING_NAME)]
+    names += [
+        ("gate", GATES_NAME),
+        ("gate", CANDIDATES_NAME),
+        ("prove", CERTIFICATE_NAME),
+        ("render", RECEIPT_NAME),
+        ("train", TRAINING_NAME),
+    ]
     return [outcome.artifacts[step].path / name for step, name in names if step in outcome.artifacts]

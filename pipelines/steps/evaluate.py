@@ -55,7 +55,7 @@ def model_names(spec: Spec) -> list[str]:
 
 def candidate_names(spec: Spec) -> list[str]:
     """The models of which one will be served."""
-    return [spec.quantize.format]
+    return list(spec.quantize.formats)
 
 
 def step(spec: Spec) -> Step:

@@ -1,17 +1,21 @@
-"""gate: each threshold of the spec against what was measured; refuses nothing itself, so that a refusal is reported whole."""
+"""gate: the spec's thresholds against what was measured of each candidate; refuses nothing itself, so that a refusal is reported whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
-from infra.contracts import write_manifest
+from infra.answers import read_answers
+from infra.config import Config
+from infra.contracts import Kind, write_manifest
 from infra.files import read_json, write_json_atomic
 from pipelines.gates import Evidence, Gate, at_least, cost_gates, loss_gate, loss_of, metric_gates, receipt_gates, score_gates
 from pipelines.measures import GatesConfig
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
+from pipelines.steps import choose
 from pipelines.steps.evaluate import COMPARISONS_NAME, NOISE_NAME, SCORES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
 
@@ -19,27 +23,57 @@ GATES_NAME = "gates.json"
 RECEIPT_NAME = "receipt.json"
 
 
+class ChoiceConfig(Config):
+    """Identity of a choice among candidates."""
+
+    gates: GatesConfig
+    choose: str
+    """`cheapest`, or the name of a candidate."""
+
+
 def step(spec: Spec) -> Step:
-    """The step that needs the scores, the certificate, the receipt and the model that they are about."""
-    run_named = partial(run, spec.quantize.format, spec.evaluate.metrics[0])
-    needs = {"evaluate": "scores", "prove": "certificate", "render": "tokens", "quantize": "quantized"}
-    return Step("gate", 3, "gates", spec.gates, run_named, needs=needs)  # type: ignore[arg-type]
+    """The step that needs the scores, the certificate, the receipt, and every candidate with its answers, for its size and speed."""
+    run_named = partial(run, spec.quantize.formats, spec.evaluate.metrics[0])
+    needs: dict[str, Kind] = {"evaluate": "scores", "prove": "certificate", "render": "tokens"}
+    for name in spec.quantize.formats:
+        needs |= {f"quantize-{name}": "quantized", f"predict-{name}": "answers"}
+    return Step("gate", 4, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
 
 
-def run(served: str, metric: str, config: GatesConfig, context: StepContext) -> None:
-    """Writes gates.json: `[{"name", "passed", "detail"}]`."""
-    scores_dir = context.inputs["evaluate"].path
+def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepContext) -> None:
+    """Writes candidates.json, and gates.json of the one that was chosen or refused: `[{"name", "passed", "detail"}]`."""
+    scores = read_json(context.inputs["evaluate"].path / SCORES_NAME)
     certificate = read_json(context.inputs["prove"].path / CERTIFICATE_NAME)
-    files = context.inputs["quantize"].manifest.files
-    evidence = Evidence(
+    candidates = [
+        choose.candidate(
+            name,
+            context.inputs[f"quantize-{name}"],
+            context.inputs[f"predict-{name}"].path,
+            scores[name][metric],
+            certificate["models"][name]["score_change"],
+            decide(config.gates, scores, certificate, name, metric, evidence_of(name, context)),
+        )
+        for name in names
+    ]
+    choice = choose.choose(candidates, config.choose)
+    write_json_atomic(context.output_dir / choose.CANDIDATES_NAME, choice)
+    selected = next(each for each in candidates if each["format"] == choice["selected"])
+    write_json_atomic(context.output_dir / GATES_NAME, selected["gates"])
+    write_manifest(context.output_dir, "gates", context.provenance)
+
+
+def evidence_of(name: str, context: StepContext) -> Evidence:
+    """What the inputs of the step say of one candidate beside scores and certificate."""
+    scores_dir, files = context.inputs["evaluate"].path, context.inputs[f"quantize-{name}"].manifest.files
+    answers = read_answers(context.inputs[f"predict-{name}"].path)
+    latencies_s = [answer.latency_s for answer in answers if answer.latency_s is not None]
+    return Evidence(
         comparisons=read_json(scores_dir / COMPARISONS_NAME),
-        noise=read_json(scores_dir / NOISE_NAME).get(served),
+        noise=read_json(scores_dir / NOISE_NAME).get(name),
         receipt=read_json(context.inputs["render"].path / RECEIPT_NAME),
         size_bytes=sum(entry.size_bytes for entry in files.values()),
+        latency_s=fmean(latencies_s) if latencies_s else None,
     )
-    gates = decide(config, read_json(scores_dir / SCORES_NAME), certificate, served, metric, evidence)
-    write_json_atomic(context.output_dir / GATES_NAME, gates)
-    write_manifest(context.output_dir, "gates", context.provenance)
 
 
 def decide(

@@ -39,7 +39,13 @@ def context(output_dir: Path, inputs: dict[str, Artifact]) -> StepContext:
 def answered(folder: Path, wrong: set[int], num_rows: int = NUM_ROWS) -> Artifact:
     folder.mkdir()
     texts = ["?" if row in wrong else CALLS[row % 2] for row in range(num_rows)]
-    write_answers(folder, [Answer(row=row, ids=(1,), text=text, finish_reason="stop") for row, text in enumerate(texts)])
+    timed = {3: 0.2, 4: 0.3} if "int8" in folder.name else {}
+    write_answers(
+        folder,
+        [Answer(row=row, ids=(1,), text=text, finish_reason="stop", latency_s=timed.get(row)) for row, text in enumerate(texts)],
+    )
+    if "int8" in folder.name:
+        write_json_atomic(folder / "speed.json", {"1": {"ms_per_token": 5.0, "tokens_per_s": 200.0}})
     if folder.name == "predict-adapter":
         write_expected(folder, [ExpectedLogprob(row=row, logprob_sum=2 * math.log(0.5), num_tokens=2) for row in range(num_rows)])
     return artifact(folder, "answers")
@@ -103,7 +109,9 @@ def test_evaluate_compares_tells_details_and_measures_noise(scored: Path) -> Non
 def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: dict[str, Artifact]) -> None:
     certificate = tmp_path / "prove"
     certificate.mkdir()
-    write_json_atomic(certificate / "certificate.json", {"reference": "adapter", "models": {"merged": {"same_answer": {"value": 1.0}}}})
+    change = {"value": -0.025, "low": -0.09, "high": 0.04, "n": 40}
+    models = {"merged": {"same_answer": {"value": 1.0}}, "openvino-int8": {"score_change": change}}
+    write_json_atomic(certificate / "certificate.json", {"reference": "adapter", "models": models})
     quantized = tmp_path / "quantize"
     quantized.mkdir()
     (quantized / "model.bin").write_bytes(b"0" * 1000)
@@ -111,14 +119,16 @@ def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: di
         "evaluate": artifact(scored, "scores"),
         "prove": artifact(certificate, "certificate"),
         "render": inputs["render"],
-        "quantize": artifact(quantized, "quantized"),
+        "quantize-openvino-int8": artifact(quantized, "quantized"),
+        "predict-openvino-int8": inputs["predict-openvino-int8"],
     }
-    config = GatesConfig(max_size_bytes=1000, min_worst_slice_score=0.95)
-    gate.run("openvino-int8", "exact_match_json", config, context(tmp_path / "gate", given))
+    config = gate.ChoiceConfig(gates=GatesConfig(max_size_bytes=1000, max_latency_s=0.4, min_worst_slice_score=0.95), choose="cheapest")
+    gate.run(["openvino-int8"], "exact_match_json", config, context(tmp_path / "gate", given))
     gates = {each["name"]: each for each in read_json(tmp_path / "gate" / gate.GATES_NAME)}
     assert {name for name, each in gates.items() if not each["passed"]} == {"exact_match_json of openvino-int8 on its worst slice"}
     assert "within the noise floor of 0.139" in gates["drop by quantization"]["detail"]
     assert gates["bytes of openvino-int8"]["detail"] == "1,000, at most 1,000 allowed"
+    assert gates["seconds of an answer of openvino-int8"]["detail"] == "0.250, at most 0.400 allowed"
 
 
 def test_evaluate_with_an_answer_missing_or_of_another_row_is_refused(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

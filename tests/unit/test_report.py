@@ -19,6 +19,10 @@ from pipelines.measures import EvaluateConfig
 from pipelines.steps.evaluate import as_rows, compare_models, details, score_model
 
 PROMPTS = [Prompt(row=row, ids=(1,), expected=label, slice=f"{label} rows") for row, label in enumerate(("on", "off") * 10)]
+CANDIDATES = [
+    {"format": "int8", "chosen": True, "passed": True, "bytes": 1e6, "tokens_per_s": 9.0, "ms_per_token": 1.0, "why": "",
+     "score": {"value": 0.9, "low": 0.7, "high": 1.0}, "change": {"value": 0.0, "low": -0.1, "high": 0.1}}
+]  # fmt: skip
 METRICS = ("accuracy", "macro_f1", "latency_s", "tool_call")
 
 
@@ -44,6 +48,7 @@ def made() -> dict[str, Any]:
         "details": {name: details(found, METRICS) for name, found in rows.items()},
         "noise": {"int8": {**noise, "said": told(noise)}},
         "gates": [],
+        "candidates": {"candidates": CANDIDATES, "comparison": ""},
         "parity": {"models": {}},
         "receipt": {},
         "timings_s": {"train": 1.0},
@@ -75,7 +80,7 @@ def test_page_shows_comparisons_fields_noise_and_bars_of_any_length(made: dict[s
 
 def test_pictures_hold_one_panel_a_metric_and_a_confusion_a_model(made: dict[str, Any]) -> None:
     figures = plots.draw(made)
-    assert list(figures) == ["plots/loss.png", "plots/scores.png", "plots/confusion.png"]
+    assert list(figures) == ["plots/loss.png", "plots/scores.png", "plots/candidates.png", "plots/confusion.png"]
     assert {axes.get_ylabel() for axes in figures["plots/scores.png"].axes} == set(METRICS)
     assert [axes.get_title() for axes in figures["plots/confusion.png"].axes] == ["base", "adapter", "int8"]
     assert {text.get_text() for text in figures["plots/confusion.png"].axes[1].texts} == {"10"}
