@@ -77,6 +77,9 @@ def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
     assert score["low"] <= score["value"] <= score["high"]
     assert report["model"]["aliases"] == ["challenger", "champion"]
     assert all(gate["passed"] for gate in report["gates"])
+    served = next(it for it in report["comparisons"] if (it["model"], it["reference"]) == ("openvino-int8", "adapter"))
+    assert (served["metric"], served["test"], served["loss"]["n"]) == ("exact_match_json", "mcnemar", 8)
+    assert report["noise"]["openvino-int8"]["rows"] == 8
 
 
 def test_run_judges_every_candidate_and_serves_the_cheapest(report: dict[str, Any], home: Path) -> None:
