@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.answers import Answer, Prompt, read_answers, read_prompts
 from infra.cases import CASES_NAME, Case, Scored, read_scored, scored_file, write_lines
-from infra.chat import ChatCodec, load_codec
+from infra.chat import load_codec
 from infra.files import read_json
 from infra.network import free_port
 from pipelines.proof import adversarial, endpoint
@@ -77,7 +77,7 @@ def choose_cases(
     base = inputs["base"]
     codec, facts = load_codec(base.path), base.manifest.model
     assert facts is not None
-    heldout = [_heldout(prompt, lines[prompt.row], answers[prompt.row], codec, facts.stop_ids) for prompt in chosen]
+    heldout = [_heldout(prompt, lines[prompt.row], answers[prompt.row]) for prompt in chosen]
     stops = [codec.token_text(each) for each in facts.stop_ids]
     return [*heldout, *adversarial.cases(codec, stops, min(long_tokens, facts.context_tokens - room_tokens), seed)]
 
@@ -87,12 +87,10 @@ def _lines(path: Path, wanted: set[int]) -> dict[int, Any]:
         return {number: json.loads(line) for number, line in enumerate(stream) if number in wanted}
 
 
-def _heldout(prompt: Prompt, row: Mapping[str, Any], answer: Answer, codec: ChatCodec, stop_ids: Sequence[int]) -> Case:
-    """One held-out row up to its last answer; what stands behind its prompt in the whole row is that answer, up to its stop token."""
+def _heldout(prompt: Prompt, row: Mapping[str, Any], answer: Answer) -> Case:
+    """One held-out row up to its last answer."""
     messages = row["messages"]
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    behind = codec.encode(messages[: last + 1], row.get("tools"))[len(prompt.ids) :]
-    end = next((place + 1 for place, token in enumerate(behind) if token in stop_ids), len(behind))
     return Case(
         name=f"held-out {prompt.row}",
         kind="heldout",
@@ -100,7 +98,7 @@ def _heldout(prompt: Prompt, row: Mapping[str, Any], answer: Answer, codec: Chat
         tools=tuple(row.get("tools") or ()),
         row=prompt.row,
         rendered_ids=prompt.ids,
-        expected_ids=tuple(behind[:end]),
+        expected_ids=prompt.expected_ids,
         greedy_ids=answer.ids,
         has_ended=answer.finish_reason == "stop",
     )
