@@ -63,7 +63,7 @@ def _problem(spoken: Spoken, forced: Forced, stop_ids: Sequence[int], slack: flo
     said, path = spoken.tokens(stop_ids), Spoken(forced.ids, False).tokens(stop_ids)
     for place, (token, through) in enumerate(zip(said, path, strict=False)):
         best = LATENT if forced.best_ids[place] in stop_ids else forced.best_ids[place]
-        if token != best and not _is_tie(forced, place, token, stop_ids, slack):
+        if forced.gap(place, stop_ids if token == LATENT else (token,)) > slack:
             return _words(place, token, best)
         if token != through:
             return ""  # from here on it goes its own way, and was right to
@@ -72,15 +72,6 @@ def _problem(spoken: Spoken, forced: Forced, stop_ids: Sequence[int], slack: flo
     if len(said) > len(path) and path and path[-1] == LATENT:
         return f"goes on after token {len(path) - 1}, where its own model stops: other stop ids"
     return ""
-
-
-def _is_tie(forced: Forced, place: int, token: int, stop_ids: Sequence[int], slack: float) -> bool:
-    if not forced.top_ids:
-        return True
-    known = dict(zip(forced.top_ids[place], forced.top_logprobs[place], strict=True))
-    wanted = stop_ids if token == LATENT else (token,)
-    own = [known[each] for each in wanted if each in known]
-    return bool(own) and max(known.values()) - max(own) <= slack
 
 
 def _words(place: int, token: int, best: int) -> str:

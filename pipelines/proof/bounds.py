@@ -1,7 +1,11 @@
 """How far the log-probabilities of two stages may lie apart, by what lies between them.
 
-Each number is a few times what was measured, so that another model or processor does not raise a false alarm, and far below what a real
-fault does; `mean` and `kl` are what a fault moves, `max` only catches what happens at single tokens.
+Each number is a few times what was measured, so that another model or processor does not raise a false alarm, and far below what training
+changes (mean 3.9 at the 135M model of the smart home, 5.6 at a trained toy); `mean` and `kl` are what a fault moves, `max` only catches
+what happens at single tokens. Measured, as mean, max and KL:
+
+- merged, 135M: 0.0007, 0.08, 0.00001; trained toy: 0.005, 0.09, 0.00009
+- INT8 by OpenVINO, trained toy: 0.026, 0.36, 0.0023; a toy of large random weights: 0.061, 0.43, 0.0018
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ class Bounds(Config):
 
 BOUNDS = {
     "f32": Bounds(mean=1e-3, max=2e-2, kl=1e-4, reason="the same weights, computed in another order"),
-    "merge": Bounds(mean=3e-2, max=1.0, kl=1e-2, reason="merged weights are rounded to the 16 bits of the base"),
+    "merge": Bounds(mean=3e-2, max=0.5, kl=2e-3, reason="merged weights are rounded to the 16 bits of the base"),
     "bf16": Bounds(mean=5e-2, max=1.5, kl=2e-2, reason="weights and products of 16 bits"),
     "int8": Bounds(mean=1e-1, max=2.5, kl=5e-2, reason="weights of 8 bits"),
     "int4": Bounds(mean=5e-1, max=8.0, kl=5e-1, reason="weights of 4 bits"),
     "live": Bounds(
-        mean=5e-2, max=1.5, kl=1e-2, reason="the server's cache holds keys and values of 8 bits, and its kernels add in another order"
+        mean=1e-1, max=2.5, kl=1e-2, reason="the server's cache holds keys and values of 8 bits, and its kernels add in another order"
     ),
 }
 EFFECT = 5.0

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.cases import Forced, Scored
+from infra.cases import LEAST_MASS, Forced, Scored
 from pipelines.proof.bounds import EFFECT, Bounds
 from pipelines.proof.checks import Check
-
-LEAST_MASS = 1e-9
 
 
 @dataclass(frozen=True)

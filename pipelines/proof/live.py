@@ -22,7 +22,7 @@ class Followed:
     """One answer of the endpoint beside the log-probabilities of the model that it should be."""
 
     differences: tuple[float, ...]
-    """Of each token up to the first that leaves the trained model's answer, and of that one where it is known."""
+    """Of each token up to the first that leaves the trained model's answer."""
     problem: str
     """Why the endpoint is not that model; empty where it may be."""
     is_same: bool
@@ -61,23 +61,20 @@ def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequenc
             return Followed(tuple(found), "", False)
         token = forced.ids[place]
         if token in stop_ids or text != codec.token_text(token):
-            likely = {codec.token_text(each): own for own, each in _likely(forced, place)}
-            known = (abs(logprob - likely[text]),) if text in likely else ()
-            return Followed((*found, *known), _departure(text, place, forced, likely, codec, stop_ids, slack), False)
+            return Followed(tuple(found), _departure(text, place, forced, codec, stop_ids, slack), False)
         found.append(abs(logprob - forced.logprobs[place]))
     return Followed(tuple(found), *_ending(live, forced, stop_ids, slack))
 
 
-def _departure(
-    text: str, place: int, forced: Forced, likely: Mapping[str, float], codec: ChatCodec, stop_ids: Sequence[int], slack: float
-) -> str:
+def _departure(text: str, place: int, forced: Forced, codec: ChatCodec, stop_ids: Sequence[int], slack: float) -> str:
     """Why the endpoint may not say `text` where the trained model says something else; empty where its own model may."""
     stops = {codec.token_text(each) for each in stop_ids}
     if text in stops:
         return f"says {text!r} at token {place} and goes on: other stop ids at the server"
-    if text in likely and max(likely.values()) - likely[text] <= slack:
-        return ""
     best = forced.best_ids[place]
+    known = (best, *(forced.top_ids[place] if forced.top_ids else ()))
+    if forced.gap(place, [token for token in known if codec.token_text(token) == text]) <= slack:
+        return ""
     if best in stop_ids:
         return f"goes on at token {place}, where its model stops: other stop ids at the server"
     return f"says {text!r} at token {place}, where its model says {codec.token_text(best)!r}: another model is served"
@@ -90,16 +87,9 @@ def _ending(live: LiveAnswer, forced: Forced, stop_ids: Sequence[int], slack: fl
         return "", not live.has_ended
     if not live.has_ended or forced.ids[place] in stop_ids:
         return "", live.has_ended or forced.ids[place] in stop_ids
-    likely = _likely(forced, place)
-    best = max(own for own, _ in likely)
-    if forced.best_ids[place] in stop_ids or any(token in stop_ids and best - own <= slack for own, token in likely):
+    if forced.gap(place, stop_ids) <= slack:
         return "", False
     return f"stops at token {place}, where its model goes on: other stop ids at the server", False
-
-
-def _likely(forced: Forced, place: int) -> list[tuple[float, int]]:
-    """Log-probabilities of the tokens that are known at a place."""
-    return list(zip(forced.top_logprobs[place], forced.top_ids[place], strict=True))
 
 
 def _check_context(stage: str, live: Mapping[str, LiveAnswer], context_tokens: int) -> Check:
