@@ -44,7 +44,7 @@ def test_promote_moves_champion_and_keeps_the_way_back(store: Any) -> None:
 def test_challenger_carries_the_outcome_of_its_gates(store: Any) -> None:
     client = store[0]
     version = version_of(store, "refused", "d1")
-    registry.mark_challenger(client, version, passed=False)
+    registry.mark_challenger(client, version, [{"name": "score", "passed": False, "detail": "0.1"}])
     assert registry.resolve(client, "refused", registry.CHALLENGER).version == version.version
     assert client.get_model_version("refused", version.version).tags[registry.GATES_TAG] == "refused"
     with pytest.raises(RegistryError, match="champion"):
@@ -81,12 +81,3 @@ def test_params_of_a_nested_config_have_dotted_names(store: Any) -> None:
     with tracking.run(client, experiment_id, "params") as run_id:
         tracking.log_params(client, run_id, {"train": {"lora": {"rank": 16}}, "name": "x"})
     assert client.get_run(run_id).data.params == {"train.lora.rank": "16", "name": "x"}
-
-
-def test_metric_stream_sends_what_was_queued_before_it_closes(store: Any) -> None:
-    client, experiment_id, folder = store
-    run_id = tracking.start_run(client, experiment_id, "metrics")
-    with tracking.MetricStream(tracking.TrackingTarget(uri=f"sqlite:///{folder}/mlflow.db", run_id=run_id)) as stream:
-        for step in range(3):
-            stream.log({"loss": 3.0 - step}, step)
-    assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
