@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +18,17 @@ from filelock import FileLock
 
 from infra.contracts import MANIFEST_NAME, read_manifest, verify
 from infra.errors import ArtifactError
-from infra.files import CHUNK_BYTES
+from infra.files import CHUNK_BYTES, read_json, write_json_atomic
 from infra.patience import patiently
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PLACE = "model"
+INDEX_NAME = "parts.json"
 PARTS_SUFFIX = ".parts"
 PART_BYTES = 64 << 20
 PATIENCE_S = 300.0
-Report = Callable[[str], None]
 
 
 def upload(
@@ -43,20 +42,32 @@ def upload(
     def send(path: Path, place: str) -> None:
         patiently(lambda: mlflow.log_artifact(run_id, str(path), place), f"{folder}: {path.name} into run {run_id}", patience_s)
 
-    for name, entry in read_manifest(folder).files.items():
-        place = (Path(PLACE) / name).parent.as_posix()
-        if entry.size_bytes <= part_bytes:
-            send(folder / name, place)
-            continue
-        scratch_dir.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("rb") as whole, tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
-            for number in range(-(-entry.size_bytes // part_bytes)):
-                part = Path(scratch) / f"{number:06d}"
-                part.write_bytes(whole.read(part_bytes))
-                send(part, f"{PLACE}/{name}{PARTS_SUFFIX}")
-                part.unlink()
+    scratch_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
+        for name, entry in read_manifest(folder).files.items():
+            if entry.size_bytes <= part_bytes:
+                send(folder / name, (Path(PLACE) / name).parent.as_posix())
+                continue
+            with (folder / name).open("rb") as whole:
+                for number in range(num_parts(entry.size_bytes, part_bytes)):
+                    part = Path(scratch) / part_name(number)
+                    part.write_bytes(whole.read(part_bytes))
+                    send(part, f"{PLACE}/{name}{PARTS_SUFFIX}")
+                    part.unlink()
+        write_json_atomic(Path(scratch) / INDEX_NAME, {"part_bytes": part_bytes})
+        send(Path(scratch) / INDEX_NAME, PLACE)
     send(folder / MANIFEST_NAME, PLACE)
     return f"{mlflow.get_run(run_id).info.artifact_uri.rstrip('/')}/{PLACE}"
+
+
+def num_parts(size_bytes: int, part_bytes: int) -> int:
+    """How many parts a file has in the store; 0 where it is whole."""
+    return 0 if size_bytes <= part_bytes else -(-size_bytes // part_bytes)
+
+
+def part_name(number: int) -> str:
+    """File name of one part; sorted as text they are in order."""
+    return f"{number:06d}"
 
 
 def download(mlflow: MlflowClient, run_id: str, digest: str, artifacts_dir: Path, patience_s: float = PATIENCE_S) -> Path:
@@ -98,20 +109,18 @@ def _fetch(mlflow: MlflowClient, run_id: str, scratch: Path, patience_s: float) 
     folder = scratch / "artifact"
     folder.mkdir()
     shutil.move(get(f"{PLACE}/{MANIFEST_NAME}"), folder / MANIFEST_NAME)
-    for name in read_manifest(folder).files:
+    part_bytes = int(read_json(get(f"{PLACE}/{INDEX_NAME}"))["part_bytes"])
+    for name, entry in read_manifest(folder).files.items():
         target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):
             raise ArtifactError(f"run {run_id}: its manifest names {name!r}, which lies outside the artifact. Nothing was fetched.")
         target.parent.mkdir(parents=True, exist_ok=True)
         place = (Path(PLACE) / name).as_posix()
-        parts = patiently(lambda place=place: mlflow.list_artifacts(run_id, place + PARTS_SUFFIX), f"run {run_id}: {place}", patience_s)  # type: ignore[misc]
-        if not parts:
-            shutil.move(get(place), target)
-            continue
+        count = num_parts(entry.size_bytes, part_bytes)
         with target.open("wb") as whole:
-            for part in sorted(parts, key=lambda part: part.path):
-                piece = get(part.path)
-                with piece.open("rb") as stream:
+            for piece in [f"{place}{PARTS_SUFFIX}/{part_name(number)}" for number in range(count)] or [place]:
+                fetched = get(piece)
+                with fetched.open("rb") as stream:
                     shutil.copyfileobj(stream, whole, CHUNK_BYTES)
-                piece.unlink()
+                fetched.unlink()
     return folder
