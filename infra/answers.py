@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from infra.config import Config
 from infra.errors import ArtifactError
 
 PROMPTS_NAME = "prompts.jsonl"
 ANSWERS_NAME = "answers.jsonl"
+EXPECTED_NAME = "expected.jsonl"
 
 
 class Prompt(Config):
@@ -27,6 +30,8 @@ class Prompt(Config):
     """Text of the row's own last answer."""
     slice: str = ""
     """Named part of the held-out rows that is also scored by itself; empty for none."""
+    language: str = ""
+    """Language of the row where it says so; each is scored by itself too."""
 
 
 class Answer(Config):
@@ -37,6 +42,17 @@ class Answer(Config):
     """Token ids made, without the stop token."""
     text: str
     finish_reason: Literal["stop", "length"]
+    latency_s: float | None = Field(None, ge=0)
+    """Seconds from asking to the last token, of a request that had the engine to itself; absent where nobody took the time."""
+
+
+class ExpectedLogprob(Config):
+    """How likely one row's own last answer is under one model, each token given the true ones before it."""
+
+    row: int
+    logprob_sum: float = Field(le=0)
+    """Sum of the natural logarithms over the tokens of the answer, its stop token included."""
+    num_tokens: int = Field(ge=1)
 
 
 def write_prompts(folder: Path, prompts: Iterable[Prompt]) -> None:
@@ -59,9 +75,20 @@ def read_answers(folder: Path) -> list[Answer]:
     return [Answer.model_validate_json(line) for line in _lines(folder / ANSWERS_NAME)]
 
 
+def write_expected(folder: Path, expected: Iterable[ExpectedLogprob]) -> None:
+    """Writes `expected.jsonl`, in the order of the prompts."""
+    _write(folder / EXPECTED_NAME, expected)
+
+
+def read_expected(folder: Path) -> list[ExpectedLogprob]:
+    """How likely the expected answers are under one model."""
+    return [ExpectedLogprob.model_validate_json(line) for line in _lines(folder / EXPECTED_NAME)]
+
+
 def _write(path: Path, items: Iterable[Config]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(item.model_dump_json() + "\n" for item in items)
+        # Without what is absent: answers that nobody timed are the same bytes on every machine, and so is their digest.
+        stream.writelines(item.model_dump_json(exclude_none=True) + "\n" for item in items)
 
 
 def _lines(path: Path) -> list[str]:

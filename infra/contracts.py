@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 UNSAFE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin.index.json")
 
-Kind = Literal["base", "dataset", "tokens", "adapter", "merged", "quantized", "answers", "scores", "certificate", "gates"]
+Kind = Literal["base", "dataset", "tokens", "adapter", "merged", "exported", "quantized", "answers", "scores", "certificate", "gates"]
 
 
 class FileEntry(Config):
@@ -48,6 +48,21 @@ class AdapterFacts(Config):
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
+class WeightFacts(Config):
+    """How the matrices of a quantized model are stored, as its own files say."""
+
+    mode: str
+    """Kind of numbers that most of the weights are, for example `int4_asym` or `nf4`."""
+    group_size: int | None = None
+    """Numbers of a row that share one scale; None where a whole row does, or where none is needed."""
+    int4_share: float = 0.0
+    """Share of all weights that have 4 bits."""
+    methods: tuple[str, ...] = ()
+    """What was done beside rounding, for example `awq`."""
+    calibration_rows: int | None = None
+    """Training rows whose activations decided scales."""
+
+
 class ModelFacts(Config):
     """What any holder of a model folder may rely on without opening its weights."""
 
@@ -68,6 +83,8 @@ class ModelFacts(Config):
     adapter: AdapterFacts | None = None
     quantization: str | None = None
     """Name of the weight format, for example `openvino-int8`; None for 16-bit weights."""
+    weights: WeightFacts | None = None
+    """Of a quantized model."""
 
 
 class Manifest(Config):
@@ -84,7 +101,9 @@ class Manifest(Config):
     @property
     def digest(self) -> str:
         """Content digest, `sha256` in hex: the same files of the same kind always give the same one."""
-        model = self.model.model_dump(mode="json") if self.model else None
+        # A field that came later enters only where it is set, so that artifacts made before keep their digests.
+        later = {"weights"} if self.model and self.model.weights is None else None
+        model = self.model.model_dump(mode="json", exclude=later) if self.model else None
         return sha256_json({"kind": self.kind, "model": model, "files": {name: entry.sha256 for name, entry in self.files.items()}})
 
 

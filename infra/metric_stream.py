@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from infra.patience import waits_s, will_pass
 from infra.process import TrackingTarget
 from infra.tracking import client, log_metrics
@@ -33,11 +35,16 @@ def send_left(folder: Path, uri: str) -> int:
     """Sends what earlier runs could not, from the files of unsent figures below `folder`; how many files are left over."""
     left = 0
     for path in sorted(folder.glob("*/unsent/*.jsonl")):
-        entries = [entry for entry in _entries(path) if entry["uri"] == uri]
-        stream = MetricStream(TrackingTarget(uri=uri, run_id="", unsent_file=path, patience_s=0.0), entries)
-        stream.close()
+        with contextlib.suppress(Timeout), _lock(path):  # a stream that is at work has it
+            entries = [entry for entry in _entries(path) if entry["uri"] == uri]
+            MetricStream(TrackingTarget(uri=uri, run_id="", unsent_file=path, patience_s=0.0), entries).close()
         left += path.exists()
     return left
+
+
+def _lock(path: Path) -> FileLock:
+    """Held by who writes or empties the file of unsent figures."""
+    return FileLock(path.with_name(path.name + ".lock"), timeout=0)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,6 +73,7 @@ class MetricStream:
         self._num_kept = len(self._unsent)  # of the unsent, how many lie in the file
         self._is_closing, self._closes_at_s = False, float("inf")
         self._mlflow: MlflowClient | None = None
+        self._lock: FileLock | None = None
         self._thread = threading.Thread(target=self._send_all, name="mlflow-metrics", daemon=True)
         if target is not None:
             self._thread.start()
@@ -107,6 +115,8 @@ class MetricStream:
                 waits, try_at_s = waits_s(), 0.0
             else:
                 try_at_s = min(time.monotonic() + next(waits), self._closes_at_s)
+        if self._lock is not None:
+            self._lock.release()
 
     def _collect(self, timeout_s: float | None) -> None:
         """Takes what is queued, waiting at most so long for the first; it goes to the file at once while the store is away."""
@@ -149,8 +159,11 @@ class MetricStream:
     def _keep(self) -> None:
         """Appends to the file what of the unsent is not in it yet."""
         assert self._target is not None
-        if self._target.unsent_file is not None:
+        if self._target.unsent_file is not None and self._num_kept < len(self._unsent):
             self._target.unsent_file.parent.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._lock = _lock(self._target.unsent_file)
+                self._lock.acquire()
             with self._target.unsent_file.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(entry) + "\n" for entry in self._unsent[self._num_kept :])
         self._num_kept = len(self._unsent)

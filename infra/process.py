@@ -27,6 +27,7 @@ from infra.files import write_json_atomic
 from infra.provenance import Provenance
 
 PARENT_POLL_S = 0.5
+DRAFT_POLL_S = 0.02
 PARENT_GRACE_S = 15.0
 
 
@@ -97,10 +98,19 @@ def read_error(config_file: Path) -> SlipwayError | None:
     return BY_NAME.get(data["type"], SlipwayError)(data["message"])
 
 
-def run_program(model: type[J], program: Callable[[J], None], arguments: list[str] | None = None) -> NoReturn:
-    """Runs `program` on the job named by `--config FILE` and exits with the code its outcome has."""
+def run_program(
+    model: type[J],
+    program: Callable[[J], None],
+    arguments: list[str] | None = None,
+    prepared: Callable[[J], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> NoReturn:
+    """Runs `program` on the job named by `--config FILE` and exits with the code its outcome has.
+
+    With `--draft FILE`, the job as far as it is known yet, what it needs is `prepared` while the config is still awaited.
+    """
     parser = argparse.ArgumentParser(description=program.__doc__)
     parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
+    parser.add_argument("--draft", type=Path, help=f"{model.__name__} to prepare for until the file of --config is there")
     parser.add_argument("--parent-pid", type=int, help="stop when this process, which started us, is gone")
     options = parser.parse_args(arguments)
     config_file = options.config
@@ -108,7 +118,9 @@ def run_program(model: type[J], program: Callable[[J], None], arguments: list[st
     if options.parent_pid:
         threading.Thread(target=_stop_without, args=(options.parent_pid,), name="parent-watch", daemon=True).start()
     try:
-        with disk_full_as_known_error():
+        with disk_full_as_known_error(), prepared(load(model, options.draft)) if options.draft else contextlib.nullcontext():
+            while options.draft and not config_file.is_file():
+                time.sleep(DRAFT_POLL_S)
             program(load(model, config_file))
     except SlipwayError as error:
         print(error.message, file=sys.stderr)

@@ -13,6 +13,7 @@ from infra.provenance import capture
 from infra.settings import Settings
 from pipelines.display import Display
 from pipelines.executors import local
+from pipelines.serve import with_engine
 from pipelines.target import Target
 from serving.config import BATCH_MANIFEST_NAME, BatchJob
 
@@ -32,7 +33,7 @@ def answer(target: Target, source: Path, output_dir: Path, settings: Settings, d
         model_dir=target.model_dir.absolute(),
         model_name=target.name,
         input=source.absolute(),
-        serve=target.serve,
+        serve=with_engine(target.serve, target.model_dir),
         batch=target.batch,
     )
     run_dir.mkdir(parents=True, exist_ok=True)

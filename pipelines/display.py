@@ -114,6 +114,24 @@ def gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def candidate_table(choice: Mapping[str, Any]) -> Table:
+    """Candidates for serving: score with interval, change against what was trained, size, speed, and why it was chosen or not."""
+    table = Table("candidate", "score", "change", "MB", "tokens/s", "ms/token", "", "why", box=None, pad_edge=False)
+    for each in choice["candidates"]:
+        verdict = "[green]chosen[/green]" if each["chosen"] else "pass" if each["passed"] else "[red]refused[/red]"
+        table.add_row(
+            each["format"],
+            "{value:.3f} ({low:.3f}-{high:.3f})".format(**each["score"]),
+            "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**each["change"]),
+            f"{each['bytes'] / 1e6:.1f}",
+            f"{each['tokens_per_s']:.0f}",
+            f"{each['ms_per_token']:.1f}",
+            verdict,
+            each["why"],
+        )
+    return table
+
+
 def estimate_table(estimate: Mapping[str, Any]) -> Table:
     """Memory by use, and time."""
     table = Table("one worker", "", box=None, pad_edge=False)

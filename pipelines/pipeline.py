@@ -14,11 +14,12 @@ from infra.errors import GateFailed
 from infra.files import write_json_atomic
 from infra.settings import Settings
 from pipelines import plots, preflight, promotion, registration, report, runner
-from pipelines.display import Display, gate_table, score_table
+from pipelines.display import Display, candidate_table, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
+from pipelines.steps.choose import candidate_columns, chosen
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,14 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.note("")
         display.console.print(score_table(result["scores"]))
         display.note("")
+        _show_candidates(result["candidates"], display)
         display.console.print(gate_table(result["gates"]))
         version = _promote(version, tracked, run_dir)
         result["model"]["aliases"] = sorted(version.aliases)
         _record_report(result, tracked, run_dir)
         display.note(f"\n{version.name} version {version.version} is @{registry.CHAMPION}")
         if will_serve:
-            with serving(settings, registration.served(outcome).path, spec.name, spec.serve) as served:
+            with serving(settings, chosen(outcome.artifacts).path, spec.name, spec.serve) as served:
                 result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, settings, display)
                 _record_report(result, tracked, run_dir)
                 _say_where(settings, run_dir, display)
@@ -128,9 +130,17 @@ def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
     tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
     for name, figure in plots.draw(result).items():
         tracked.client.log_figure(tracked.run_id, figure, name)
+    tracked.client.log_table(tracked.run_id, candidate_columns(result["candidates"]), "candidates_table.json")
     trained = outcome.artifacts["train"]
     reference = {"kind": trained.manifest.kind, "path": str(trained.path), "digest": trained.manifest.digest}
     tracked.client.log_dict(tracked.run_id, reference, f"{trained.manifest.kind}.json")  # by reference: it may be large
+
+
+def _show_candidates(choice: dict[str, Any], display: Display) -> None:
+    """The candidates and what they cost, where there is more than one."""
+    if len(choice["candidates"]) > 1:
+        display.console.print(candidate_table(choice))
+        display.note(f"{choice['comparison']}\n" if choice["comparison"] else "")
 
 
 def _say_where(settings: Settings, run_dir: Path, display: Display) -> None:

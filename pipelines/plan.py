@@ -6,7 +6,7 @@ from infra.errors import ConfigError
 from pipelines import graph
 from pipelines.spec import Spec
 from pipelines.step import Step
-from pipelines.steps import base, evaluate, gate, merge, predict, prove, quantize, render, rows, train
+from pipelines.steps import base, evaluate, export, gate, merge, predict, prove, quantize, render, rows, train
 
 
 def build_steps(spec: Spec) -> list[Step]:
@@ -14,12 +14,12 @@ def build_steps(spec: Spec) -> list[Step]:
     steps: list[Step] = []
     problems: list[str] = []
     merging = [merge.step] if spec.merged_by == "merge" else []
-    for make in (rows.step, base.step, render.step, train.step, *merging, quantize.step):
+    for make in (rows.step, base.step, render.step, train.step, *merging):
         try:
             steps.append(make(spec))
         except ConfigError as error:
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
-    steps += [*predict.steps(spec), evaluate.step(spec), prove.step(spec), gate.step(spec)]
+    steps += [*export.steps(spec), *quantize.steps(spec), *predict.steps(spec), evaluate.step(spec), prove.step(spec), gate.step(spec)]
     return graph.ordered(steps)

@@ -12,8 +12,11 @@ INCHES = (7.0, 4.0)
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures by file name: losses and learning rate by step, and every model's first metric with its interval."""
-    return {"plots/loss.png": losses(report["training"]), "plots/scores.png": scores(report["scores"])}
+    """Figures by file name: losses and learning rate by step, every model's first metric with its interval, and what
+    the candidates for serving cost against what they score.
+    """
+    figures = {"plots/loss.png": losses(report["training"]), "plots/scores.png": scores(report["scores"])}
+    return figures | {"plots/candidates.png": tradeoff(report["candidates"]["candidates"])}
 
 
 def losses(training: Mapping[str, Sequence[Any]]) -> Figure:
@@ -41,6 +44,23 @@ def scores(by_model: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     above = [each["high"] - each["value"] for each in intervals]
     axes.bar(list(by_model), values, yerr=[below, above], capsize=4)
     axes.set(ylabel=metric, ylim=(0, 1.05))
+    return figure
+
+
+def tradeoff(candidates: Sequence[Mapping[str, Any]]) -> Figure:
+    """Score with interval against size on the left, and against tokens/s on the right; a point a candidate, the chosen one in green."""
+    figure = _figure()
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, label, key, unit in ((left, "MB on disk", "bytes", 1e6), (right, "tokens/s of several requests", "tokens_per_s", 1.0)):
+        for each in candidates:
+            score, place = each["score"], each[key] / unit
+            spread = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
+            color = "tab:green" if each["chosen"] else "tab:blue" if each["passed"] else "tab:red"
+            axes.errorbar([place], [score["value"]], yerr=spread, fmt="o", capsize=4, color=color)
+            axes.annotate(each["format"], (place, score["value"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.3 * max(each[key] / unit for each in candidates))
+    left.set_ylabel("score; green: chosen, red: refused")
     return figure
 
 

@@ -16,15 +16,24 @@ from pipelines.runner import Planned
 from pipelines.spec import Spec
 from serving.limits import ENGINE_OF_FORMAT
 
+MODULES_BY_ENGINE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "openvino": (("nncf", "openvino"), ("openvino_genai",)),
+    "torch": (("torch", "transformers", "bitsandbytes"), ("torch", "transformers", "bitsandbytes")),
+}
+"""What quantizing for an engine and answering with it need."""
 MODULES_BY_STEP = {
     "base": ("torch", "transformers", "gguf", "safetensors"),
     "train": ("torch", "peft", "ray"),
-    "quantize": ("optimum", "nncf", "openvino"),
-    "predict": ("openvino_genai",),
+    "export": ("torch", "optimum", "openvino", "openvino_tokenizers"),
+    **{f"quantize-{name}": MODULES_BY_ENGINE[engine][0] for name, engine in ENGINE_OF_FORMAT.items()},
+    **{f"predict-{name}": MODULES_BY_ENGINE[engine][1] for name, engine in ENGINE_OF_FORMAT.items()},
 }
-EXTRA_BY_MODULE = {"optimum": "quantize", "nncf": "quantize", "openvino": "quantize", "openvino_genai": "serve"}
-# Weights are written four times at 16 bits (base, merged, and an attempt of each) and once at 8; a quantized GGUF grows fourfold.
-WEIGHT_COPIES = 5
+QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers")
+EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve"}
+# Weights are written four times at 16 bits (base, merged, and an attempt of each), twice at 32 where they are exported, and a candidate
+# takes what 16 bits do at most; a quantized GGUF grows fourfold.
+WEIGHT_COPIES = 4
+EXPORT_COPIES = 2
 GGUF_GROWTH = 4
 BASE_NEED_BYTES = 1 << 30
 
@@ -37,7 +46,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     checks = [partial(serveable.check_source, spec), partial(_check_modules, planned), partial(_check_disk, spec, planned, settings)]
     if will_serve:
         checks += [
-            partial(_check_engine, spec),
+            partial(serveable.check_engines, spec),
             partial(_check_adapters, spec),
             partial(_check_port, spec),
             partial(_check_key, spec, settings),
@@ -52,7 +61,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
 
 
 def _check_modules(planned: Sequence[Planned]) -> None:
-    wanted = [name for item in planned if item.will_run for name in MODULES_BY_STEP.get(item.step.name.split("-")[0], ())]
+    wanted = [name for item in planned if item.will_run for name in MODULES_BY_STEP.get(item.step.name, ())]
     missing = sorted({name for name in wanted if find_spec(name) is None})
     if missing:
         extras = ",".join(sorted({EXTRA_BY_MODULE.get(name, "train") for name in missing}))
@@ -69,18 +78,9 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
         weights_bytes = found.stat().st_size * GGUF_GROWTH
     else:
         weights_bytes = sum(path.stat().st_size for path in found.glob("*.safetensors"))
-    require_free_space(settings.home, weights_bytes * WEIGHT_COPIES + BASE_NEED_BYTES, "this run's models")
-
-
-def _check_engine(spec: Spec) -> None:
-    """What a run proves, registers and serves is the quantized model; a pool may be given another folder."""
-    serve, engine = spec.serve, ENGINE_OF_FORMAT[spec.quantize.format]
-    asked = [pool.engine or serve.engine for pool in serve.pools if pool.model_dir is None] if serve.pools else [serve.engine]
-    if wrong := sorted(set(asked) - {engine}):
-        raise ConfigError(
-            f"serve.engine is {wrong[0]!r}, which does not read {spec.quantize.format}, and that is what this run will serve. "
-            f"Set it to {engine!r}, or run with --no-serve and serve the merged model's folder with `python -m serving.app`."
-        )
+    is_exported = any(item.step.name == "export" for item in planned)
+    copies = WEIGHT_COPIES + is_exported * EXPORT_COPIES + sum(item.step.produces == "quantized" for item in planned)
+    require_free_space(settings.home, weights_bytes * copies + BASE_NEED_BYTES, "this run's models")
 
 
 def _check_adapters(spec: Spec) -> None:

@@ -15,7 +15,7 @@ from infra.settings import Settings
 from pipelines import card
 from pipelines.runner import Outcome, Tracked
 from pipelines.spec import Spec
-from pipelines.step import Artifact
+from pipelines.steps.choose import chosen
 from pipelines.steps.gate import GATES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
 
@@ -25,23 +25,18 @@ LINEAGE_PREFIX = "slipway.lineage."
 HOLDS, FAILS = "holds", "fails"
 
 
-def served(outcome: Outcome) -> Artifact:
-    """The model that will be served, among what the steps made."""
-    return outcome.artifacts["quantize"]
-
-
 def register(spec: Spec, outcome: Outcome, tracked: Tracked, settings: Settings) -> RegisteredVersion:
     """The version of what will be served, as challenger, with the outcome of every gate, its certificate and its lineage as tags."""
-    chosen = served(outcome)
+    made = chosen(outcome.artifacts)
 
     def publish() -> str:
-        return uploads.upload(tracked.client, tracked.run_id, chosen.path, settings.staging_dir)
+        return uploads.upload(tracked.client, tracked.run_id, made.path, settings.staging_dir)
 
     version = registry.register(
         tracked.client,
         spec.name,
-        chosen.path,
-        chosen.manifest.digest,
+        made.path,
+        made.manifest.digest,
         tracked.run_id,
         publish if tracking.is_shared(tracked.client, tracked.uri, tracked.run_id) else None,
     )
@@ -64,12 +59,14 @@ def lineage(spec: Spec, outcome: Outcome) -> dict[str, str]:
         steps = {"data": "rows", "tokens": "render", "base": "base", "merged": "train"}
     found = {name: outcome.artifacts[step].manifest.digest for name, step in steps.items()}
     commit = git_commit()
-    return {"spec": spec.fingerprint, **found, "quantized": served(outcome).manifest.digest} | ({"git_commit": commit} if commit else {})
+    return {"spec": spec.fingerprint, **found, "quantized": chosen(outcome.artifacts).manifest.digest} | (
+        {"git_commit": commit} if commit else {}
+    )
 
 
 def describe(spec: Spec, outcome: Outcome, version: RegisteredVersion, report: Mapping[str, Any], tracked: Tracked, run_dir: Path) -> None:
     """Logs the model card to the run, and shows it as the version's description."""
-    facts = served(outcome).manifest.model
+    facts = chosen(outcome.artifacts).manifest.model
     parts = card.sections(spec, report, lineage(spec, outcome), (facts.quantization if facts else None) or "16-bit")
     title = f"{version.name} version {version.version}"
     for path in card.write(title, parts, run_dir):

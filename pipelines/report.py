@@ -12,6 +12,7 @@ from infra.files import read_json, write_json_atomic, write_text_atomic
 from infra.registry import RegisteredVersion
 from pipelines.runner import Outcome
 from pipelines.spec import Spec
+from pipelines.steps.choose import CANDIDATES_NAME
 from pipelines.steps.evaluate import SCORES_NAME
 from pipelines.steps.gate import GATES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
@@ -35,6 +36,7 @@ def build(spec: Spec, run_id: str, outcome: Outcome, version: RegisteredVersion,
         "model": {"name": version.name, "version": version.version, "aliases": sorted(version.aliases), "digest": version.digest},
         "scores": stored("evaluate", SCORES_NAME),
         "gates": stored("gate", GATES_NAME),
+        "candidates": stored("gate", CANDIDATES_NAME),
         "parity": stored("prove", CERTIFICATE_NAME),
         "receipt": stored("render", RECEIPT_NAME),
         "training": stored("train", TRAINING_NAME),
@@ -63,4 +65,5 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
 def files(outcome: Outcome) -> list[Path]:
     """The documents that a reviewer wants beside the run in MLflow."""
     names = {"evaluate": SCORES_NAME, "gate": GATES_NAME, "prove": CERTIFICATE_NAME, "render": RECEIPT_NAME, "train": TRAINING_NAME}
-    return [outcome.artifacts[step].path / name for step, name in names.items() if step in outcome.artifacts]
+    found = [outcome.artifacts[step].path / name for step, name in names.items() if step in outcome.artifacts]
+    return found + ([outcome.artifacts["gate"].path / CANDIDATES_NAME] if "gate" in outcome.artifacts else [])

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from infra.contracts import read_manifest
 from infra.errors import ConfigError, TransientError
 from infra.files import read_json
 from infra.network import SERVE_PORT_OPTION, require_free_port
@@ -24,6 +25,7 @@ from infra.provenance import capture
 from infra.settings import Settings
 from pipelines.executors import local
 from serving.config import ServeConfig, ServeJob
+from serving.limits import with_engine_of
 
 SERVING_NAME = "serving.json"
 REQUEST_TIMEOUT_S = 120.0
@@ -47,6 +49,7 @@ def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeC
 
     Raises ConfigError when the port is taken, ArtifactError when the folder is not what its manifest says, TransientError on a late start.
     """
+    config = with_engine(config, model_dir)
     require_free_port(config.host, config.port, SERVE_PORT_OPTION)
     folder = settings.home / "serving" / f"{model_name}-{config.port}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,12 @@ def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeC
         finally:
             local.stop(process, config.drain_timeout_s + local.STOP_TIMEOUT_S)
             ready_file.unlink(missing_ok=True)
+
+
+def with_engine(config: ServeConfig, model_dir: Path) -> ServeConfig:
+    """`config` with the engine that reads the folder's weights, where it names none. Raises ArtifactError where there is no model."""
+    facts = read_manifest(model_dir).model
+    return with_engine_of(config, facts.quantization if facts else None)
 
 
 def chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from infra.contracts import MANIFEST_NAME, read_manifest, verify
 from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json
 from pipelines.spec import Spec
+from serving.formats import INT4_FORMATS
 from serving.limits import ENGINE_OF_FORMAT, cache_tokens, model_problems
 from training.config import KNOWN_MODEL_TYPES
 
@@ -30,12 +31,13 @@ def check_base(spec: Spec, folder: Path) -> None:
     config = read_json(folder / CONFIG_NAME)
     if not isinstance(config, dict):
         raise ConfigError(f"{folder / CONFIG_NAME}: holds a {type(config).__name__}, an object is needed. Fetch the model again.")
-    engine, model_type = ENGINE_OF_FORMAT[spec.quantize.format], config.get("model_type")
-    problems = model_problems(engine, model_type)
+    model_type = config.get("model_type")
+    problems = [line for engine in _engines(spec) for line in model_problems(engine, model_type)]
     if model_type not in KNOWN_MODEL_TYPES:
         problems.append(f"the trainer cannot train model type {model_type!r}; it knows {', '.join(KNOWN_MODEL_TYPES)}")
     elif not problems:
-        problems += _length_problems(spec, config, engine)
+        problems += _length_problems(spec, config)
+        problems += _group_problems(spec, config)
     problems += _draft_problems(spec, folder)
     _refuse(problems, f"base model {spec.base_model!r}")
 
@@ -44,7 +46,7 @@ def check_prompts(spec: Spec, base_dir: Path, tokens_dir: Path) -> None:
     """Raises ConfigError where the longest held-out prompt and its answer are more than the served model can hold."""
     longest = max((len(prompt.ids) for prompt in read_prompts(tokens_dir)), default=0)
     needed = longest + spec.evaluate.max_new_tokens
-    holds = _served_tokens(spec, read_json(base_dir / CONFIG_NAME), ENGINE_OF_FORMAT[spec.quantize.format])
+    holds = _served_tokens(spec, read_json(base_dir / CONFIG_NAME))
     too_long = f"the longest held-out prompt has {longest} tokens and evaluate.max_new_tokens is {spec.evaluate.max_new_tokens}, which is "
     _refuse(
         [
@@ -56,9 +58,42 @@ def check_prompts(spec: Spec, base_dir: Path, tokens_dir: Path) -> None:
     )
 
 
-def _length_problems(spec: Spec, config: Mapping[str, Any], engine: str) -> list[str]:
+def check_engines(spec: Spec) -> None:
+    """Raises ConfigError where an engine that the spec names reads not every candidate, one of which this run will serve."""
+    serve, formats = spec.serve, spec.quantize.formats
+    named = serve.engine if "engine" in serve.model_fields_set else None
+    pools = [pool.engine or named for pool in serve.pools if pool.model_dir is None]
+    asked = {engine for engine in (pools if serve.pools else [named]) if engine is not None}
+    unread = {engine: [each for each in formats if ENGINE_OF_FORMAT[each] != engine] for engine in sorted(asked)}
+    if wrong := [f"serve.engine is {engine!r}, which does not read {', '.join(names)}" for engine, names in unread.items() if names]:
+        engines = " or ".join(repr(engine) for engine in _engines(spec))
+        raise ConfigError(
+            f"{'; '.join(wrong)}, and that is what this run may serve. Leave serve.engine out, so that it is the one that reads what was "
+            f"chosen ({engines}), take formats out of quantize.formats, or run with --no-serve and serve the merged model's folder with "
+            "`python -m serving.app`."
+        )
+
+
+def _engines(spec: Spec) -> list[str]:
+    """The engines that read the candidates."""
+    return sorted({ENGINE_OF_FORMAT[each] for each in spec.quantize.formats})
+
+
+def _group_problems(spec: Spec, config: Mapping[str, Any]) -> list[str]:
+    """Rows that do not fall into whole groups, which NNCF refuses after the model has been trained."""
+    group, wanted = spec.quantize.group_size, [each for each in spec.quantize.formats if each in INT4_FORMATS]
+    heads = config.get("num_attention_heads", 1)
+    sizes = {config.get("hidden_size"), config.get("intermediate_size"), heads * (config.get("head_dim") or 0)} - {None, 0}
+    if not wanted or not (uneven := sorted(size for size in sizes if size % group)):
+        return []
+    fitting = [each for each in (128, 96, 64, 48, 32, 16) if all(size % each == 0 for size in sizes)]
+    advice = f"Set it to {' or '.join(map(str, fitting))}" if fitting else f"Take {', '.join(wanted)} out of quantize.formats"
+    return [f"quantize.group_size is {group}, which does not divide the model's rows of {', '.join(map(str, uneven))}. {advice}"]
+
+
+def _length_problems(spec: Spec, config: Mapping[str, Any]) -> list[str]:
     problems = []
-    for name, size, advice in _served_tokens(spec, config, engine):
+    for name, size, advice in _served_tokens(spec, config):
         if (wanted := spec.data.max_tokens or 0) > size:
             problems.append(f"data.max_tokens is {wanted}; {name} {size}. {advice}")
         if (wanted := spec.evaluate.max_new_tokens) >= size:
@@ -81,13 +116,13 @@ def _draft_problems(spec: Spec, folder: Path) -> list[str]:
     return []
 
 
-def _served_tokens(spec: Spec, config: Mapping[str, Any], engine: str) -> list[tuple[str, int, str]]:
+def _served_tokens(spec: Spec, config: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """What bounds the tokens of one request: its name, how many, and what to do about it."""
     found = []
     if isinstance(context := config.get("max_position_embeddings"), int):
         found.append(("the model's context holds", context, "Lower data.max_tokens"))
-    cached = cache_tokens(engine, _cached_values_per_token(config), spec.serve.cache_gb)
-    if cached is not None:
+    bounds = [cache_tokens(engine, _cached_values_per_token(config), spec.serve.cache_gb) for engine in _engines(spec)]
+    if cached := min((each for each in bounds if each is not None), default=None):
         found.append((f"serve.cache_gb {spec.serve.cache_gb:g} holds at most", cached, "Raise serve.cache_gb, lower data.max_tokens"))
     return found
 

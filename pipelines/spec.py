@@ -11,7 +11,8 @@ from infra.config import Config, apply_overrides, load_yaml, parse
 from infra.evaluation.scorers import SCORERS
 from infra.files import sha256_json
 from pipelines.datasets.options import SmartHomeOptions
-from serving.config import BatchConfig, QuantizeConfig, ServeConfig
+from serving.config import BatchConfig, ServeConfig
+from serving.formats import QuantizeConfig
 from training.config import DataConfig, DataSources, TrainConfig
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"

@@ -23,11 +23,12 @@ ESTIMATE_NAME = "estimate.json"
 def train(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]:
     """Makes the adapter, or the whole model; its figures and where it lies."""
     steps = graph.upto(build_steps(spec), "train")
-    preflight.check(spec, runner.plan(settings, steps), settings, will_serve=False)
+    planned = runner.plan(settings, steps)
+    preflight.check(spec, planned, settings, will_serve=False)
     run_dir = make_run_dir(spec, settings)
-    with tracked_run(spec, settings, run_dir) as tracked:
+    with runner.started_ahead(planned, run_dir) as ahead, tracked_run(spec, settings, run_dir) as tracked:
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
-        outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display)
+        outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display, ahead)
     made = outcome.artifacts["train"]
     figures = read_json(made.path / TRAINING_NAME)
     return {

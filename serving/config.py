@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.process import Job
+from serving.formats import FormatConfig
 
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
@@ -21,13 +22,6 @@ BatchFormat = Literal["jsonl", "parquet"]
 BATCH_MANIFEST_NAME = "_batch.json"
 """In the folder of a batch's answers: what it is, and its result once it is complete."""
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class QuantizeConfig(Config):
-    """How the merged model is made small for its engine."""
-
-    format: Literal["openvino-int8"] = "openvino-int8"
-    """Weight format; names the model in scores, gates and the registry."""
 
 
 class AutoscaleConfig(Config):
@@ -108,7 +102,8 @@ class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
     engine: EngineName = "openvino"
-    """What computes: `openvino` reads the quantized model (CPU); `vllm` and the reference, `torch`, read the merged one (CPU or GPU)."""
+    """What computes: `openvino` reads what was quantized for it (CPU); `vllm` and the reference, `torch`, read the merged model (CPU or
+    GPU), and `torch` what bitsandbytes quantized. A spec or command without it gets the engine that reads the model's weight format."""
     engine_python: Path | None = None
     """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
     the library `.venv-ENGINE/bin/python` beside its venv."""
@@ -215,11 +210,21 @@ class BatchConfig(Config):
     """Fields of a row that are no part of its request, labels for example; any other that is not known makes the row an error."""
 
 
-class QuantizeJob(Job):
-    """`python -m serving.quantize.openvino`: the merged model in the engine's weight format."""
+class ExportJob(Job):
+    """`python -m serving.quantize.export`: the merged model as OpenVINO reads it, weights still whole."""
 
     merged_dir: Path
-    quantize: QuantizeConfig = QuantizeConfig()
+
+
+class QuantizeJob(Job):
+    """`python -m serving.quantize.openvino` or `.bnb`: the merged model in the engine's weight format."""
+
+    merged_dir: Path
+    quantize: FormatConfig = FormatConfig()
+    exported_dir: Path | None = None
+    """For OpenVINO: the export to start from; absent means one that is made for this job alone."""
+    tokens_dir: Path | None = None
+    """Training rows as token ids, for formats that look at activations."""
 
 
 class PredictJob(Job):
@@ -231,6 +236,8 @@ class PredictJob(Job):
     limit_rows: int | None = Field(None, ge=1)
     serve: ServeConfig = ServeConfig()
     """The engine, and what it may use."""
+    timed_streams: tuple[int, ...] = ()
+    """Numbers of requests at once at which the engine is timed; its figures go to `speed.json`."""
 
 
 class ServeJob(Job):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from infra.config import Config
 from infra.contracts import AdapterFacts
+from serving.config import EngineName, ServeConfig
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Those that can be trained; others were not looked at."""
@@ -55,8 +56,22 @@ ENGINES = {
         adapters=AdapterLimits(max_rank=512, takes_dora=False, takes_rslora=True, modules=LAYERS | {"embed_tokens", "lm_head"}),
     ),
 }
-ENGINE_OF_FORMAT = {"openvino-int8": "openvino"}
-"""Which engine reads each weight format of QuantizeConfig."""
+ENGINE_OF_FORMAT: dict[str, EngineName] = {
+    "openvino-int8": "openvino",
+    "openvino-int4": "openvino",
+    "openvino-int4-awq": "openvino",
+    "bf16": "openvino",
+    "bnb-int8": "torch",
+    "bnb-nf4": "torch",
+}
+"""Which engine reads each weight format."""
+
+
+def with_engine_of(serve: ServeConfig, weight_format: str | None) -> ServeConfig:
+    """`serve` with the engine that reads the format, where it names none of its own; for other models as it is."""
+    if weight_format not in ENGINE_OF_FORMAT or "engine" in serve.model_fields_set:
+        return serve
+    return serve.model_copy(update={"engine": ENGINE_OF_FORMAT[weight_format]})
 
 
 def model_problems(engine: str, model_type: object) -> list[str]:

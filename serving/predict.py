@@ -14,26 +14,47 @@ from infra.process import Progress, run_program
 from serving.config import PredictJob
 from serving.engines.base import Engine, Sampling
 from serving.engines.registry import make_engine, verify_model
+from serving.timing import Speed, latencies_s, measure, write_speed
+
+NUM_LATENCIES = 8  # requests that are timed alone; each costs a whole answer
 
 
 def predict(job: PredictJob) -> None:
-    """Writes the answers of `job.model_dir` to `job.output_dir`. Raises ArtifactError when model or prompts are not complete."""
+    """Writes the answers of `job.model_dir` to `job.output_dir`, and the engine's figures where it is timed.
+
+    Raises ArtifactError when model or prompts are not complete.
+    """
     manifest = verify_model(job.model_dir, job.serve)
     tokens = verify(job.tokens_dir, ("tokens",))
     if manifest.model is None:
         raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the step that makes it again.")
     prompts = read_prompts(job.tokens_dir, job.limit_rows)
-    engine = make_engine(job.model_dir, job.serve)
     sampling = Sampling(max_tokens=job.max_new_tokens, stop_ids=manifest.model.stop_ids)
-    answers = asyncio.run(_answer_all(engine, prompts, sampling, load_codec(job.model_dir), Progress(job.progress_file, "rows")))
+    answers, speed = asyncio.run(_answer_and_time(job, prompts, sampling))
     job.output_dir.mkdir(parents=True, exist_ok=True)
     write_answers(job.output_dir, answers)
+    if job.timed_streams:
+        write_speed(job.output_dir, speed)
     write_manifest(job.output_dir, "answers", job.provenance, parents={"model": manifest.digest, "tokens": tokens.digest})
+
+
+async def _answer_and_time(job: PredictJob, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Answer], Speed]:
+    """All answers, in the order of the prompts, and then the engine's figures, which it tells best when it is warm."""
+    engine = make_engine(job.model_dir, job.serve)
+    await engine.start()
+    try:
+        answers = await _answer_all(engine, prompts, sampling, load_codec(job.model_dir), Progress(job.progress_file, "rows"))
+        if not job.timed_streams:
+            return answers, {}
+        took_s = await latencies_s(engine, prompts[:NUM_LATENCIES], sampling)
+        answers = [answer.model_copy(update={"latency_s": took_s.get(answer.row)}) for answer in answers]
+        return answers, await measure(engine, prompts, job.timed_streams, job.max_new_tokens)
+    finally:
+        await engine.stop()
 
 
 async def _answer_all(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, codec: ChatCodec, progress: Progress) -> list[Answer]:
     """All answers, in the order of the prompts; the engine decides how many run together."""
-    await engine.start()
     num_done = 0
 
     async def answer(prompt: Prompt) -> Answer:
@@ -43,10 +64,7 @@ async def _answer_all(engine: Engine, prompts: Sequence[Prompt], sampling: Sampl
         progress.report(num_done, len(prompts))
         return made
 
-    try:
-        return await asyncio.gather(*(answer(prompt) for prompt in prompts))
-    finally:
-        await engine.stop()
+    return await asyncio.gather(*(answer(prompt) for prompt in prompts))
 
 
 async def _answer(engine: Engine, prompt: Prompt, sampling: Sampling, codec: ChatCodec) -> Answer:

@@ -51,7 +51,7 @@ class Place:
 
 @contextmanager
 def ray_session(train: TrainConfig, address: str | None) -> Iterator[Place]:
-    """A Ray to train on: a new one of this machine, stopped at the end, or the one at `address`, which goes on.
+    """A Ray to train on: a new one of this machine, stopped at the end, or the one at `address`, which goes on. Within a session, the same.
 
     Raises:
         ConfigError: the address is neither `auto` nor host:port; Ray Client (ray://) shares no folder with the workers.
@@ -62,10 +62,16 @@ def ray_session(train: TrainConfig, address: str | None) -> Iterator[Place]:
     _quieten()
     import ray
 
+    if ray.is_initialized():
+        yield _place(train, is_own_ray=not address)
+        return
     slots = tempfile.TemporaryDirectory(prefix="slipway-")
     try:
-        place = _join(train, address) if address else _start(train, Path(slots.name))
-        yield place
+        if address:
+            _join(address)
+        else:
+            _start(train, Path(slots.name))
+        yield _place(train, is_own_ray=not address)
     finally:
         ray.shutdown()
         slots.cleanup()
@@ -77,21 +83,16 @@ def cpus_per_worker(train: TrainConfig, node_cpus: Sequence[int]) -> int:
     return train.cpus_per_worker or next(fitting, 1)
 
 
-def _start(train: TrainConfig, slots: Path) -> Place:
-    import psutil
-
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    cpus = cpus_per_worker(train, [cores])
+def _start(train: TrainConfig, slots: Path) -> None:
     make_slots(slots, train.max_workers)
     loading = threading.Thread(target=importlib.import_module, args=("ray.train",))  # half a second that Ray's start leaves idle
     loading.start()
     start_ray(train.max_workers + NUM_OTHERS, OBJECT_STORE_BYTES)
     loading.join()
     keep_environments_alike()
-    return Place(cpus, _has_gpus(train), is_own_ray=True)
 
 
-def _join(train: TrainConfig, address: str) -> Place:
+def _join(address: str) -> None:
     if address != "auto":
         require_listener(address, "RAY_ADDRESS")  # Ray itself would try for ever
     import ray
@@ -105,14 +106,20 @@ def _join(train: TrainConfig, address: str) -> Place:
             f"RAY_ADDRESS={address}: no Ray cluster is there ({error}). Start one, or unset RAY_ADDRESS for a Ray of this machine."
         ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the program at once
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return Place(cpus_per_worker(train, nodes), _has_gpus(train))
 
 
-def _has_gpus(train: TrainConfig) -> bool:
+def _place(train: TrainConfig, is_own_ray: bool) -> Place:
     import ray
 
-    return bool(ray.cluster_resources().get("GPU", 0) >= train.min_workers)
+    nodes = [_own_cores()] if is_own_ray else [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    has_gpus = bool(ray.cluster_resources().get("GPU", 0) >= train.min_workers)
+    return Place(cpus_per_worker(train, nodes), has_gpus, is_own_ray)
+
+
+def _own_cores() -> int:
+    import psutil
+
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
 def _quieten() -> None:

@@ -5,8 +5,10 @@ Killed workers are replaced and go on from the last checkpoint; after the whole 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ def finetune(job: FinetuneJob) -> None:
     parents = {"base": base.digest, "tokens": tokens.digest}
     write_manifest(job.output_dir, "merged" if is_full else "adapter", job.provenance, model=trained_facts(job, base), parents=parents)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started_ray(draft: FinetuneJob) -> Iterator[None]:
+    """The Ray that the job will run on, started before the job is known whole."""
+    with ray_session(draft.train, load_settings().ray_address):
+        yield
 
 
 def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
@@ -155,4 +164,4 @@ def trained_facts(job: FinetuneJob, base: Manifest) -> ModelFacts:
 
 
 if __name__ == "__main__":
-    run_program(FinetuneJob, finetune)
+    run_program(FinetuneJob, finetune, prepared=started_ray)

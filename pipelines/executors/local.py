@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -25,15 +26,42 @@ LOG_TAIL_LINES = 15
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A program that prepares for its job, and begins when `config_file` is there."""
+
+    process: subprocess.Popen[bytes]
+    config_file: Path
+
+
 def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts `python -m module --config config_file` in a session of its own, its output in `log`."""
     write_json_atomic(config_file, job.model_dump(mode="json"))
     error_file(config_file).unlink(missing_ok=True)
+    return _start(module, ["--config", str(config_file)], log)
+
+
+@contextlib.contextmanager
+def started_ahead(module: str, draft: Job, folder: Path, log_file: Path) -> Iterator[Started]:
+    """Starts the program on the job as far as it is known, in files of its own in `folder`; stops it after the block."""
+    draft_file = folder / f"{module}-{os.getpid()}.draft.json"
+    config_file = draft_file.with_name(f"{module}-{os.getpid()}.json")
+    write_json_atomic(draft_file, draft.model_dump(mode="json"))
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        process = _start(module, ["--config", str(config_file), "--draft", str(draft_file)], log)
+    try:
+        yield Started(process, config_file)
+    finally:
+        stop(process)
+
+
+def _start(module: str, arguments: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = child_environment(module)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C reaches the driver alone, which then stops the program in order.
     return subprocess.Popen(
-        [sys.executable, "-m", module, "--config", str(config_file), "--parent-pid", str(os.getpid())],
+        [sys.executable, "-m", module, *arguments, "--parent-pid", str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -42,14 +70,18 @@ def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subproces
     )
 
 
-def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None]) -> None:
-    """Runs the program to its end, calling `on_tick` meanwhile.
+def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None], ahead: Started | None = None) -> None:
+    """Runs the program, or goes on with the one that was started ahead, to its end, calling `on_tick` meanwhile.
 
     Raises the known error that the program left, or SlipwayError with the end of its log. Stops the program if it is itself interrupted.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
-        process = start(module, job, config_file, log)
+        if ahead is None:
+            process = start(module, job, config_file, log)
+        else:
+            process, config_file = ahead.process, ahead.config_file
+            write_json_atomic(config_file, job.model_dump(mode="json"))
         try:
             while process.poll() is None:
                 on_tick()

@@ -18,7 +18,7 @@ SCORES_NAME = "scores.json"
 
 def model_names(spec: Spec) -> list[str]:
     """The models that are scored, in the order of the report."""
-    return ["base", *(["adapter"] if spec.merged_by == "merge" else []), "merged", spec.quantize.format]
+    return ["base", *(["adapter"] if spec.merged_by == "merge" else []), "merged", *spec.quantize.formats]
 
 
 def step(spec: Spec) -> Step:

@@ -1,15 +1,17 @@
-"""gate: each threshold of the spec against what was measured; refuses nothing itself, so that a refusal is reported whole."""
+"""gate: the spec's thresholds against what was measured of each candidate; refuses nothing itself, so that a refusal is reported whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from infra.contracts import write_manifest
+from infra.config import Config
+from infra.contracts import Kind, write_manifest
 from infra.files import read_json, write_json_atomic
 from pipelines.spec import GatesConfig, Spec
 from pipelines.step import Step, StepContext
+from pipelines.steps import choose
 from pipelines.steps.evaluate import SCORES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME
 
@@ -17,17 +19,42 @@ GATES_NAME = "gates.json"
 Gate = dict[str, Any]
 
 
+class ChoiceConfig(Config):
+    """Identity of a choice among candidates."""
+
+    gates: GatesConfig
+    choose: str
+    """`cheapest`, or the name of a candidate."""
+
+
 def step(spec: Spec) -> Step:
-    """The step that needs the scores and the certificate."""
-    run_named = partial(run, spec.quantize.format, spec.evaluate.metrics[0])
-    return Step("gate", 2, "gates", spec.gates, run_named, needs={"evaluate": "scores", "prove": "certificate"})
+    """The step that needs the scores, the certificate, and every candidate with its answers, for its size and speed."""
+    run_named = partial(run, spec.quantize.formats, spec.evaluate.metrics[0])
+    needs: dict[str, Kind] = {"evaluate": "scores", "prove": "certificate"}
+    for name in spec.quantize.formats:
+        needs |= {f"quantize-{name}": "quantized", f"predict-{name}": "answers"}
+    return Step("gate", 3, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
 
 
-def run(served: str, metric: str, config: GatesConfig, context: StepContext) -> None:
-    """Writes gates.json: `[{"name", "passed", "detail"}]`."""
+def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepContext) -> None:
+    """Writes candidates.json, and gates.json of the one that was chosen or refused: `[{"name", "passed", "detail"}]`."""
     scores = read_json(context.inputs["evaluate"].path / SCORES_NAME)
     certificate = read_json(context.inputs["prove"].path / CERTIFICATE_NAME)
-    write_json_atomic(context.output_dir / GATES_NAME, decide(config, scores, certificate, served, metric))
+    candidates = [
+        choose.candidate(
+            name,
+            context.inputs[f"quantize-{name}"],
+            context.inputs[f"predict-{name}"].path,
+            scores[name][metric],
+            certificate["models"][name]["score_change"],
+            decide(config.gates, scores, certificate, name, metric),
+        )
+        for name in names
+    ]
+    choice = choose.choose(candidates, config.choose)
+    write_json_atomic(context.output_dir / choose.CANDIDATES_NAME, choice)
+    selected = next(each for each in candidates if each["format"] == choice["selected"])
+    write_json_atomic(context.output_dir / GATES_NAME, selected["gates"])
     write_manifest(context.output_dir, "gates", context.provenance)
 
 

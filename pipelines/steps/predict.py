@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from infra.config import Config
@@ -10,7 +12,11 @@ from infra.contracts import Kind
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
 from serving import config as serving
+from serving.limits import ENGINE_OF_FORMAT, with_engine_of
 from training import config as training
+
+TIMED_STREAMS = (1, 16)
+"""Requests at once at which each candidate is timed."""
 
 
 class PredictConfig(Config):
@@ -19,8 +25,15 @@ class PredictConfig(Config):
     max_new_tokens: int
 
 
+class PredictServedConfig(PredictConfig):
+    """Identity of the answers of an engine."""
+
+    engine: serving.EngineName
+    precision: serving.Precision
+
+
 def steps(spec: Spec) -> list[Step]:
-    """One step a model: base, adapter if one is trained, merged and the served format."""
+    """One step a model: base, adapter if one is trained, merged and each candidate for serving."""
     config = PredictConfig(max_new_tokens=spec.evaluate.max_new_tokens)
 
     def node(name: str, run: Callable[[Any, StepContext], None], needs: Mapping[str, Kind]) -> Step:
@@ -31,8 +44,18 @@ def steps(spec: Spec) -> list[Step]:
         node("base", run_base, {"base": "base"}),
         *with_adapter,
         node("merged", run_merged, {spec.merged_by: "merged"}),
-        node(spec.quantize.format, run_quantized, {"quantize": "quantized"}),
+        *(_candidate(spec, weight_format) for weight_format in spec.quantize.formats),
     ]
+
+
+def _candidate(spec: Spec, weight_format: str) -> Step:
+    """The step of one candidate, which the engine that would serve it answers."""
+    serve, name = with_engine_of(spec.serve, weight_format), f"quantize-{weight_format}"
+    engine = ENGINE_OF_FORMAT[weight_format]
+    config = PredictServedConfig(max_new_tokens=spec.evaluate.max_new_tokens, engine=engine, precision=serve.precision)
+    python = serve.engine_python if serve.engine == engine else None
+    run = partial(run_quantized, name, python)
+    return Step(f"predict-{weight_format}", 1, "answers", config, run, needs={"render": "tokens", name: "quantized"})
 
 
 def run_base(config: PredictConfig, context: StepContext) -> None:
@@ -50,13 +73,15 @@ def run_merged(config: PredictConfig, context: StepContext) -> None:
     _run_training(config, context, model_dir=context.input_of_kind("merged").path)
 
 
-def run_quantized(config: PredictConfig, context: StepContext) -> None:
-    """The quantized model, in the engine that will serve it."""
+def run_quantized(name: str, engine_python: Path | None, config: PredictServedConfig, context: StepContext) -> None:
+    """A quantized model, in the engine that would serve it, which is timed as well."""
     job = context.job(
         serving.PredictJob,
-        model_dir=context.inputs["quantize"].path,
+        model_dir=context.inputs[name].path,
         tokens_dir=context.inputs["render"].path,
         max_new_tokens=config.max_new_tokens,
+        serve=serving.ServeConfig(engine=config.engine, precision=config.precision, engine_python=engine_python),
+        timed_streams=TIMED_STREAMS,
     )
     context.run_program("serving.predict", job)
 

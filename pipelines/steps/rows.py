@@ -54,7 +54,7 @@ def step(spec: Spec) -> Step:
         format=spec.data.format,
     )
     digests = {role: _digest(source.path) for role, source in named}
-    return Step("rows", 2, "dataset", config, partial(_read_files, dataset, spec), source_digests=digests)
+    return Step("rows", 3, "dataset", config, partial(_read_files, dataset, spec), source_digests=digests)
 
 
 def _digest(path: str) -> str:

@@ -44,6 +44,7 @@ def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, free_por
         "base_model": f"file:{toy_model}",
         "dataset": {"type": "files", "train": "train.jsonl", "heldout": "heldout.jsonl"},
         "train": {"epochs": 1, "batch_rows": 8, "micro_batch_rows": 8, "lora": {"rank": 4}},
+        "quantize": {"formats": ["openvino-int8", "openvino-int4-awq"], "calibration_rows": 8},
         "evaluate": {"max_new_tokens": 8},
         # An untrained toy knows nothing: what is tested here is the way through, not the score.
         "gates": {"min_score": 0, "min_gain": -1, "max_quantization_drop": 1, "min_merge_agreement": 0},
@@ -70,7 +71,7 @@ def report(toy_spec: Path, home: Path) -> dict[str, Any]:
 def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
     keys = {"run_id", "spec_fingerprint", "model", "scores", "gates", "parity", "receipt", "timings_s", "cost", "serving"}
     assert keys <= set(report)
-    assert set(report["scores"]) == {"base", "adapter", "merged", "openvino-int8"}
+    assert set(report["scores"]) == {"base", "adapter", "merged", "openvino-int8", "openvino-int4-awq"}
     score = report["scores"]["adapter"]["exact_match_json"]
     assert score["n"] == 8
     assert score["low"] <= score["value"] <= score["high"]
@@ -78,9 +79,39 @@ def test_run_reports_every_public_key(report: dict[str, Any]) -> None:
     assert all(gate["passed"] for gate in report["gates"])
 
 
+def test_run_judges_every_candidate_and_serves_the_cheapest(report: dict[str, Any], home: Path) -> None:
+    from infra import tracking
+    from infra.contracts import read_manifest
+
+    choice = report["candidates"]
+    by_format = {each["format"]: each for each in choice["candidates"]}
+    assert list(by_format) == ["openvino-int8", "openvino-int4-awq"]
+    assert by_format["openvino-int4-awq"]["bytes"] < by_format["openvino-int8"]["bytes"]
+    assert all(each["tokens_per_s"] > 0 and each["ms_per_token"] > 0 and each["passed"] for each in by_format.values())
+    cheapest = min(by_format.values(), key=lambda each: each["bytes"])
+    assert [each["format"] for each in by_format.values() if each["chosen"]] == [choice["selected"]]
+    assert by_format[choice["selected"]]["bytes"] <= 1.05 * cheapest["bytes"]
+    assert report["gates"] == by_format[choice["selected"]]["gates"]
+    client = tracking.client(f"sqlite:///{home}/mlflow.db")
+    version = client.get_model_version_by_alias("toy", "champion")
+    served = read_manifest(Path(version.source.removeprefix("file://"))).model
+    assert served is not None
+    assert served.quantization == choice["selected"]
+    assert {"candidates.json", "candidates_table.json"} <= {item.path for item in client.list_artifacts(report["run_id"])}
+
+
 @pytest.mark.slow
 def test_run_of_full_fine_tuning_needs_no_merge(toy_spec: Path, home: Path, report: dict[str, Any]) -> None:
-    changes = ["--set", "name=toy-full", "--set", "train.method=full", "--set", "train.learning_rate=1e-4"]
+    changes = [
+        "--set",
+        "name=toy-full",
+        "--set",
+        "quantize.formats=[openvino-int8]",
+        "--set",
+        "train.method=full",
+        "--set",
+        "train.learning_rate=1e-4",
+    ]
     done = slipway(home, "run", str(toy_spec), "--json", "--no-serve", *changes)
     assert done.returncode == 0, done.stderr
     full = json.loads(done.stdout)
@@ -119,7 +150,11 @@ def test_run_is_one_mlflow_run_with_a_nested_run_a_step(report: dict[str, Any], 
     assert {"report.json", "receipt.json", "certificate.json", "adapter.json", "plots"} <= {
         item.path for item in client.list_artifacts(report["run_id"])
     }
-    assert [item.path for item in client.list_artifacts(report["run_id"], "plots")] == ["plots/loss.png", "plots/scores.png"]
+    assert [item.path for item in client.list_artifacts(report["run_id"], "plots")] == [
+        "plots/candidates.png",
+        "plots/loss.png",
+        "plots/scores.png",
+    ]
     assert [item.path for item in client.list_artifacts(train.info.run_id)] == ["samples.json"]
 
 
@@ -183,10 +218,10 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     runs_before = sorted((home / "runs").iterdir())
     done = slipway(home, "run", str(toy_spec), "--dry-run", "--json", "--set", "train.lora.rank=8")
     will_run = {step["step"]: step["will_run"] for step in json.loads(done.stdout)["steps"]}
-    assert not will_run["rows@2"]
+    assert not will_run["rows@3"]
     assert not will_run["predict-base@1"]
     assert will_run["train@4"]
-    assert will_run["gate@2"]
+    assert will_run["gate@3"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
 
@@ -212,6 +247,7 @@ def test_gate_that_refuses_exits_3_and_leaves_the_champion(report: dict[str, Any
     done = slipway(home, "run", str(toy_spec), "--set", "gates.min_score=1", "--set", "gates.min_slice_scores={absent: 0.5}")
     assert done.returncode == 3
     assert "exact_match_json of openvino-int8: 0.000, at least 1.000 needed" in done.stderr
+    assert "(the best of those refused)" in done.stderr
     assert "slice absent: not measured" in done.stderr
     listed = json.loads(slipway(home, "status", "toy", "--json").stdout)["versions"]
     assert [(version["version"], version["aliases"]) for version in listed] == [("1", ["challenger", "champion"])]

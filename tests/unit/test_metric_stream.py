@@ -96,7 +96,10 @@ def test_store_that_comes_back_gets_everything_in_order_and_the_file_is_gone(col
     for step in range(1, 6):
         stream.log({"loss": 0.0}, step)
     wait_until(lambda: target.unsent_file.is_file() and len(target.unsent_file.read_text().splitlines()) == 5)
+    assert metric_stream.send_left(tmp_path, collector.uri) == 1, "a stream that is at work keeps its file"
+    assert collector.steps == [0]
     collector.status = 200
+    assert metric_stream.send_left(tmp_path, collector.uri) in (0, 1)
     stream.close()
     assert collector.steps == [0, 1, 2, 3, 4, 5]
     assert not target.unsent_file.exists()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.answers import Answer, Prompt, read_answers, write_answers
+from infra.answers import Answer, ExpectedLogprob, Prompt, read_answers, read_expected, write_answers, write_expected
 from infra.errors import ArtifactError, ConfigError
 from pipelines.spec import EvaluateConfig, GatesConfig
 from pipelines.steps.evaluate import score_model
@@ -94,3 +94,12 @@ def test_answers_survive_their_file_and_a_missing_file_is_named(tmp_path: Any) -
     made = [Answer(row=0, ids=(5, 6), text='zwei\u2028Zeilen\n"', finish_reason="length")]
     write_answers(tmp_path, made)
     assert read_answers(tmp_path) == made
+    assert "latency_s" not in (tmp_path / "answers.jsonl").read_text()
+
+
+def test_expected_logprobs_survive_their_file_and_are_never_above_zero(tmp_path: Any) -> None:
+    made = [ExpectedLogprob(row=0, logprob_sum=-1.25, num_tokens=3), ExpectedLogprob(row=1, logprob_sum=0.0, num_tokens=1)]
+    write_expected(tmp_path, made)
+    assert read_expected(tmp_path) == made
+    with pytest.raises(ValueError, match="logprob_sum"):
+        ExpectedLogprob(row=0, logprob_sum=0.5, num_tokens=1)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -20,8 +20,9 @@ from pipelines import preflight, serveable
 from pipelines.spec import Spec, load_spec
 from pipelines.step import Artifact
 from pipelines.steps import base, render
-from serving.config import QuantizeConfig
-from serving.limits import ENGINE_OF_FORMAT, ENGINES, adapter_problems, cache_tokens, model_problems
+from serving.config import ServeConfig
+from serving.formats import INT4_FORMATS, MODES_OF_FORMAT, WEIGHT_FORMATS
+from serving.limits import ENGINE_OF_FORMAT, ENGINES, adapter_problems, cache_tokens, model_problems, with_engine_of
 from training.config import KNOWN_MODEL_TYPES, LoraConfig
 
 LLAMA = {
@@ -52,8 +53,16 @@ def test_engine_loads_every_model_that_can_be_trained_and_is_asked_for_no_other(
 
 
 def test_every_weight_format_has_an_engine() -> None:
-    assert set(ENGINE_OF_FORMAT) == set(get_args(QuantizeConfig.model_fields["format"].annotation))
+    assert set(ENGINE_OF_FORMAT) == set(MODES_OF_FORMAT) == set(WEIGHT_FORMATS)
     assert set(ENGINE_OF_FORMAT.values()) <= set(ENGINES)
+    assert set(INT4_FORMATS) <= set(WEIGHT_FORMATS)
+
+
+def test_engine_follows_the_weight_format_unless_it_is_named() -> None:
+    assert with_engine_of(ServeConfig(), "bnb-nf4").engine == "torch"
+    assert with_engine_of(ServeConfig(port=1), "bf16").engine == "openvino"
+    assert with_engine_of(ServeConfig(engine="vllm"), "bnb-nf4").engine == "vllm"
+    assert with_engine_of(ServeConfig(), None) == ServeConfig()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -113,13 +122,36 @@ def test_base_that_could_not_be_served_is_refused_with_everything_that_is_wrong(
 def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: Path, free_port: int) -> None:
     spec = load_spec(spec_of(tmp_path, LLAMA, serve={"engine": "vllm", "port": free_port}), [])
     settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
-    with pytest.raises(ConfigError, match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Set it to 'openvino'"):
+    with pytest.raises(
+        ConfigError, match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Leave serve\.engine out.*'openvino'"
+    ):
         preflight.check(spec, [], settings, will_serve=True)
     preflight.check(spec, [], settings, will_serve=False)
     with_folder = {"name": "gpu", "engine": "vllm", "model_dir": "merged"}
     for pools in ([{"name": "cpu"}, with_folder], [with_folder]):
         serve = {"pools": pools, "port": free_port}
         preflight.check(load_spec(spec_of(tmp_path / str(len(pools)), LLAMA, serve=serve), []), [], settings, will_serve=True)
+
+
+def test_engine_that_reads_only_some_candidates_is_refused_and_one_that_is_not_named_follows(tmp_path: Path, free_port: int) -> None:
+    formats = {"formats": ["openvino-int8", "bnb-nf4"]}
+    settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
+    for number, serve in enumerate(({"engine": "openvino"}, {"pools": [{"name": "one"}, {"name": "two", "engine": "openvino"}]})):
+        spec = load_spec(spec_of(tmp_path / str(number), LLAMA, quantize=formats, serve={**serve, "port": free_port}), [])
+        with pytest.raises(ConfigError, match=r"'openvino', which does not read bnb-nf4,.*take formats out of quantize\.formats"):
+            preflight.check(spec, [], settings, will_serve=True)
+    follows = load_spec(spec_of(tmp_path / "follows", LLAMA, quantize=formats, serve={"port": free_port}), [])
+    preflight.check(follows, [], settings, will_serve=True)
+
+
+def test_group_size_that_divides_no_row_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    config = {**LLAMA, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "head_dim": 64}
+    quantize = {"formats": ["openvino-int4"], "group_size": 128}
+    spec = load_spec(spec_of(tmp_path, config, data={"max_tokens": 256}, quantize=quantize), [])
+    with pytest.raises(ConfigError, match=r"quantize\.group_size is 128, .* rows of 576\. Set it to 96 or 64 or 48 or 32 or 16"):
+        serveable.check_source(spec)
+    int8_alone = {"formats": ["openvino-int8"], "group_size": 128}
+    serveable.check_source(spec.model_copy(update={"quantize": spec.quantize.model_validate(int8_alone)}))
 
 
 def test_run_that_would_put_adapters_on_what_it_has_merged_is_refused(tmp_path: Path, free_port: int) -> None:

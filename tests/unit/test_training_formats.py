@@ -65,6 +65,7 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "other format": ({"prompt": "a", "completion": "b"}, "no 'messages'"),
     "tools not objects": ({**GOOD, "tools": ["t"]}, "'tools'"),
     "slice a number": ({**GOOD, "slice": 4}, "'slice'"),
+    "language a number": ({**GOOD, "language": 4}, "'language'"),
     "half a surrogate": ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "not UTF-8"),
     "nested": ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
 }

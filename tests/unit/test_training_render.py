@@ -64,9 +64,9 @@ def test_mask_covers_each_answer_with_its_stop_token_and_not_the_newline_after(c
 
 def test_prompt_is_the_row_up_to_its_last_answer(codec: ChatCodec, facts: ModelFacts) -> None:
     row = kept(codec, facts, SEVERAL_TURNS)
-    prompt = make_prompt(codec, {**SEVERAL_TURNS, "slice": "x"}, row)
+    prompt = make_prompt(codec, {**SEVERAL_TURNS, "slice": "x", "language": "de"}, row)
     assert list(prompt.ids) == codec.encode(SEVERAL_TURNS["messages"][:-1], add_generation_prompt=True)
-    assert (prompt.expected, prompt.slice) == ("off", "x")
+    assert (prompt.expected, prompt.slice, prompt.language) == ("off", "x", "de")
 
 
 def test_row_longer_than_the_limit_is_dropped_and_counted(codec: ChatCodec, facts: ModelFacts) -> None:

@@ -99,7 +99,8 @@ def make_prompt(codec: ChatCodec, row: Mapping[str, Any], tokens: TokenRow) -> P
     content = next(message for message in reversed(row["messages"]) if message["role"] == "assistant").get("content")
     answer_ids = tokens.ids[tokens.last_answer_start : last_label(tokens)]
     expected = content if isinstance(content, str) and content else codec.decode(answer_ids)
-    return Prompt(row=tokens.row, ids=tokens.ids[: tokens.last_answer_start], expected=expected, slice=row.get("slice", ""))
+    named = {key: row[key] for key in ("slice", "language") if key in row}
+    return Prompt(row=tokens.row, ids=tokens.ids[: tokens.last_answer_start], expected=expected, **named)
 
 
 def preview(codec: ChatCodec, row: TokenRow) -> list[tuple[str, bool]]:

@@ -14,7 +14,7 @@ MAX_PROBLEMS = 20
 
 
 class RowReader:
-    """The checked rows of one source, in order: {"messages"}, or {"text"}, with "tools", "slice" and "template" where given."""
+    """The checked rows of one source, in order: {"messages"}, or {"text"}, with "tools", "slice", "template" and "language" where given."""
 
     def __init__(self, source: DataSource, format_name: str = "auto") -> None:
         self.source = source
@@ -70,7 +70,7 @@ def checked_row(raw: dict[str, Any], format_name: str) -> dict[str, Any]:
         result = {"messages": to_messages(raw, format_name)}
         if raw.get("tools"):
             result["tools"] = normalized_tools(raw["tools"])
-    for key in ("slice", "template"):
+    for key in ("slice", "template", "language"):
         if raw.get(key) is not None:
             if not isinstance(raw[key], str):
                 raise RowProblem(f"{key!r} is {raw[key]!r:.60}; a text is needed")
