@@ -42,9 +42,9 @@ def send_left(folder: Path, uri: str) -> int:
     return left
 
 
-def _lock(path: Path) -> FileLock:
+def _lock(path: Path, timeout_s: float = 0.0) -> FileLock:
     """Held by who writes or empties the file of unsent figures."""
-    return FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    return FileLock(path.with_name(path.name + ".lock"), timeout=timeout_s)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -162,7 +162,7 @@ class MetricStream:
         if self._target.unsent_file is not None and self._num_kept < len(self._unsent):
             self._target.unsent_file.parent.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._lock = _lock(self._target.unsent_file)
+                self._lock = _lock(self._target.unsent_file, timeout_s=-1)
                 self._lock.acquire()
             with self._target.unsent_file.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(entry) + "\n" for entry in self._unsent[self._num_kept :])

@@ -132,11 +132,12 @@ def ui(port: int) -> None:
     """`slipway ui`."""
     settings = load_settings()
     require_free_port("127.0.0.1", port, "--port ")
-    if not settings.tracking_uri.startswith("sqlite:"):
+    root = settings.run_files_root
+    if root is None:
         print(f"the MLflow UI of this store is {settings.tracking_uri}")
         return
     settings.home.mkdir(parents=True, exist_ok=True)
-    artifacts = (settings.home / "mlartifacts").as_uri()
+    artifacts = root.as_uri() if isinstance(root, Path) else root
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts]
     print(f"MLflow UI at http://127.0.0.1:{port} (Ctrl-C stops it)", file=sys.stderr)

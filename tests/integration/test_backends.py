@@ -21,7 +21,8 @@ from infra.metric_stream import MetricStream
 from infra.process import TrackingTarget
 from infra.provenance import Provenance
 from tests import backends
-from tests.unit.test_promotion import promoter
+from tests.integration.test_pipeline import chat_row
+from tests.unit.test_promotion import check_kills, promoter
 
 PART_BYTES = 1 << 20
 SIZES = {"config.json": 300, "weights/openvino_model.bin": 2 * PART_BYTES + 17}
@@ -236,3 +237,80 @@ def test_metrics_of_a_run_survive_a_server_that_is_stopped_and_started(
     for name in ("loss", "rate"):
         assert [metric.step for metric in client.get_metric_history(run_id, name)] == list(range(30))
     assert not unsent.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_promotion_killed_before_any_call_leaves_the_old_aliases_or_the_new(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    uri, root = store_of(kind, request)
+    client, name = tracking.client(uri), f"killed-{kind}"
+    for seed in (1, 2, 3):
+        manifest = artifact(tmp_path / f"made-{seed}", seed, {"config.json": 10})
+        version = registered(client, uri, name, tmp_path / f"made-{seed}", manifest.digest, root)
+        if seed < 3:
+            registry.promote(client, version)
+    watch_uri = f"{uri}?application_name=watch" if kind == "database" else uri.replace("127.0.0.1", "localhost")
+    check_kills(client, uri, watch_uri, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_artifact_of_two_gigabytes_goes_up_in_parts_though_connections_are_cut(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, root = store_of(kind, request)
+    behind = request.getfixturevalue("bucket") if kind == "database" else uri
+    cutter = backends.Cutter(int(behind.rpartition(":")[2]), after_bytes=3 << 20, num_cuts=5)
+    through = f"http://127.0.0.1:{cutter.port}"
+    if kind == "database":
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", through)
+    client = tracking.client(uri if kind == "database" else through)
+    manifest = artifact(tmp_path / "made", 5, {"weights.bin": 2 << 30})
+    run_id = tracking.start_run(client, tracking.ensure_experiment(client, f"large-{kind}", root), "run")
+    uploads.upload(client, run_id, tmp_path / "made", tmp_path)
+    assert cutter.num_cut == 5
+    assert len(client.list_artifacts(run_id, "model/weights.bin.parts")) == 32
+    cutter.close()
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", request.getfixturevalue("bucket"))
+    folder = uploads.download(tracking.client(uri), run_id, manifest.digest, tmp_path / "artifacts")
+    assert (folder / "weights.bin").stat().st_size == 2 << 30
+
+
+@pytest.mark.slow
+def test_whole_run_on_a_server_with_accounts_is_served_from_another_machine(
+    server: backends.MlflowServer, toy_model: Path, free_port: int, tmp_path: Path
+) -> None:
+    for name, numbers in (("train", range(96)), ("heldout", range(100, 108))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(chat_row(number)) + "\n" for number in numbers))
+    spec = {
+        "name": "toy-shared",
+        "base_model": f"file:{toy_model}",
+        "dataset": {"type": "files", "train": "train.jsonl", "heldout": "heldout.jsonl"},
+        "train": {"epochs": 1, "batch_rows": 8, "micro_batch_rows": 8, "lora": {"rank": 4}},
+        "evaluate": {"max_new_tokens": 8},
+        "gates": {"min_score": 0, "min_gain": -1, "max_quantization_drop": 1, "min_merge_agreement": 0},
+        "serve": {"port": free_port},
+    }
+    (tmp_path / "toy.yaml").write_text(json.dumps(spec))
+    here, there = tmp_path / "here", tmp_path / "there"
+    done = slipway(here, server.url, "run", str(tmp_path / "toy.yaml"), "--no-serve", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model"]["aliases"] == ["challenger", "champion"]
+
+    client = tracking.client(server.url)
+    losses = [run for run in client.search_runs([client.get_run(report["run_id"]).info.experiment_id]) if "loss" in run.data.metrics]
+    assert len(losses) == 1, "the metrics of training reached the server, from a process that knows the account by its environment"
+    texts = [path.read_bytes() for path in here.rglob("*") if path.is_file()]
+    texts += [json.dumps(run.to_dictionary()).encode() for run in client.search_runs([losses[0].info.experiment_id])]
+    assert len(texts) > 50
+    assert not [text for text in texts if backends.PASSWORD.encode() in text]
+
+    (tmp_path / "ask.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "lamp 1 red"}], "max_tokens": 4}) + "\n")
+    done = slipway(there, server.url, "batch", "toy-shared@champion", str(tmp_path / "ask.jsonl"), str(tmp_path / "answers"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 1
+    (fetched,) = (there / "artifacts").iterdir()
+    assert verify(fetched, ("quantized",)).digest == report["model"]["digest"]

@@ -48,14 +48,14 @@ def promote_until_call(uri: str, name: str, version: str, num_calls: int) -> int
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_at_every_call(uri: str, name: str, first: str, last: str) -> list[dict[str, Any]]:
+def kill_at_every_call(uri: str, watch_uri: str, name: str, first: str, last: str) -> list[dict[str, Any]]:
     """Promotes `last` in processes killed one call later each time, until one survives; what each of them left.
 
     `before` is what was there, `left` what was read after the kill, `raw` MLflow's own aliases then, `after` what a promotion of `first`
     made of it, and `noted` whether who promoted `last` is known by then.
     """
     # MLflow keeps one pool of connections an address, which a forked process must not share: so the parent's is written another way.
-    client = tracking.client(uri.replace("sqlite:///", "sqlite:////"))
+    client = tracking.client(watch_uri)
     outcomes: list[dict[str, Any]] = []
     while not outcomes or outcomes[-1]["code"]:
         before = seen(client, name)
