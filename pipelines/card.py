@@ -41,6 +41,7 @@ def sections(spec: Spec, report: Mapping[str, Any], lineage: Mapping[str, str], 
         Section("What it is", what),
         Section("Gates", header=("gate", "outcome", "measured"), rows=gates),
         Section("Scores on held-out rows", "Each with its interval.", ("metric", "rows", *report["scores"]), _scores(report["scores"])),
+        *_candidates(report.get("candidates")),
         Section("How to serve", code=f"slipway serve {spec.name}@champion\nslipway chat 'your question'"),
         Section("Certificate", *_certificate(report["parity"])),
         Section("Data", "What training read, and what it lost.", ("split", "rows read", "kept", "tokens", "learned"), _receipt(report)),
@@ -90,6 +91,16 @@ def _scores(scores: Mapping[str, Any]) -> tuple[Cells, ...]:
     return tuple(rows)
 
 
+def _candidates(choice: Mapping[str, Any] | None) -> list[Section]:
+    """What the weight formats cost and bring, where there was a choice."""
+    if choice is None or len(choice["candidates"]) < 2:
+        return []
+    rows = tuple(
+        (each["format"], f"{each['bytes'] / 1e6:.0f}", f"{each['tokens_per_s']:.0f}", each["why"]) for each in choice["candidates"]
+    )
+    return [Section("Candidates", header=("format", "MB", "tokens/s", "why chosen or not"), rows=rows)]
+
+
 def _certificate(parity: Mapping[str, Any]) -> tuple[str, Cells, tuple[Cells, ...]]:
     """Text, header and rows."""
     rows = tuple(
@@ -99,6 +110,7 @@ def _certificate(parity: Mapping[str, Any]) -> tuple[str, Cells, tuple[Cells, ..
             "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**found["score_change"]),
         )
         for model, found in parity["models"].items()
+        if "same_answer" in found
     )
     return f"Compared with {parity['reference']}, row by row.", ("model", "rows answered alike", "change of score"), rows
 

@@ -58,6 +58,20 @@ def test_card_tells_scores_gates_receipt_training_lineage_and_how_to_serve(spec:
     assert markdown.count("\n| ---") + markdown.count("\n|---") == 6, "every table has its header"
 
 
+def test_card_shows_the_candidates_where_there_was_a_choice(spec: Spec, tmp_path: Path) -> None:
+    small = {"format": "openvino-int4", "bytes": 90e6, "tokens_per_s": 801.4, "why": "refused: exact"}
+    large = {"format": "openvino-int8", "bytes": 140e6, "tokens_per_s": 850.0, "why": "the cheapest that passes"}
+
+    def written(*candidates: dict[str, Any]) -> str:
+        parts = card.sections(spec, report_of(candidates={"candidates": list(candidates)}), LINEAGE, "x")
+        return card.write("lamp", parts, tmp_path)[0].read_text()
+
+    assert "| openvino-int4 | 90 | 801 | refused: exact |\n| openvino-int8 | 140 | 850 | the cheapest that passes |\n" in written(
+        small, large
+    )
+    assert "## Candidates" not in written(large)
+
+
 def test_names_from_data_are_no_markup_and_break_no_table(spec: Spec, tmp_path: Path) -> None:
     gate = {"name": "on slice <script>|a\nb", "passed": True, "detail": "1 < 2"}
     paths = card.write("lamp", card.sections(spec, report_of(gates=[gate]), LINEAGE, "x"), tmp_path)
