@@ -24,7 +24,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     run_id = tracking.start_run(client, tracking.ensure_experiment(client, "tests", home / "artifacts"), "run")
     versions = [registry.register(client, "lamp", home / name, name, run_id) for name in ("first", "second")]
     registry.promote(client, versions[0])
-    registry.mark_challenger(client, versions[1], passed=True)
+    registry.mark_challenger(client, versions[1], [])
     return settings
 
 
