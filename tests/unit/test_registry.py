@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +68,32 @@ def test_all_versions_lists_newest_first_with_aliases(store: Any) -> None:
     registry.promote(client, version_of(store, "listed", "d2"))
     found = registry.all_versions(client, "listed")
     assert [(item.version, item.aliases) for item in found] == [("2", (registry.CHAMPION,)), ("1", ())]
+
+
+WRITER = """
+import sys
+from infra import tracking
+client = tracking.client(sys.argv[1])
+run_id = tracking.start_run(client, tracking.ensure_experiment(client, sys.argv[2], None), "writes")
+for step in range(25):
+    tracking.log_metrics(client, run_id, {"loss": 1.0}, step)
+print(run_id)
+"""
+
+
+def test_new_sqlite_store_takes_two_processes_that_open_and_write_it_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    root = Path(__file__).parents[2]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, uri, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+        for name in ("one", "two")
+    ]
+    told = [(*writer.communicate(timeout=60), writer.returncode) for writer in writers]
+    assert [code for *_, code in told] == [0, 0], told
+    client = tracking.client(uri)
+    assert [len(client.get_metric_history(out.strip(), "loss")) for out, *_ in told] == [25, 25]
+    with contextlib.closing(sqlite3.connect(tmp_path / "new" / "mlflow.db")) as store:
+        assert store.execute("PRAGMA journal_mode").fetchone() == ("wal",), "so that a reader never waits for a writer"
 
 
 def test_run_that_fails_is_marked_with_its_error(store: Any) -> None:

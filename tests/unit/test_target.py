@@ -33,7 +33,7 @@ def test_target_name_means_its_champion_and_an_alias_what_it_points_at(settings:
     champion, challenger = (find_target(name, overrides, settings) for name in ("lamp", "lamp@challenger"))
     assert (champion.name, champion.model_dir.name, champion.serve.port, champion.batch.rows_per_part) == ("lamp", "first", 8123, 9)
     assert (challenger.name, challenger.model_dir.name) == ("lamp", "second")
-    with pytest.raises(RegistryError, match="absent@champion"):
+    with pytest.raises(RegistryError, match="absent: not in the registry"):
         find_target("absent", [], settings)
     with pytest.raises(ConfigError, match=r"serve.prot: unknown key; did you mean 'port'"):
         find_target("lamp", ["serve.prot=1"], settings)
