@@ -14,6 +14,7 @@ from infra.evaluation.comparison import verdict
 from infra.evaluation.metrics import POOLED
 from infra.evaluation.noise import told as told_noise
 from infra.evaluation.statistics import Interval
+from infra.evaluation.tasks import PREFIX
 from pipelines.measures import GatesConfig, MetricGate
 
 Gate = dict[str, Any]
@@ -128,6 +129,20 @@ def cost_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gat
         advice = "Choose a smaller format (quantize.formats) or raise gates.max_size_bytes"
         gates.append(at_most(f"bytes of {served}", evidence.size_bytes, config.max_size_bytes, advice))
     return gates
+
+
+def task_gates(config: GatesConfig, evidence: Evidence) -> list[Gate]:
+    """The task of lm-evaluation-harness that the merged model has forgotten most of, where the spec asks for it."""
+    if config.max_task_loss is None:
+        return []
+    losses = {it["metric"]: it["loss"]["value"] for it in evidence.comparisons if it["metric"].startswith(PREFIX)}
+    title = "loss of the merged model in its worst task"
+    if not losses:
+        return [at_most(title, None, config.max_task_loss, "No task gave a figure with a standard error: name others in evaluate.lm_eval")]
+    worst = max(losses, key=lambda name: (losses[name], name))
+    advice = "Train with a lower rate or fewer epochs, mix general rows in, or raise gates.max_task_loss"
+    gate = at_most(title, losses[worst], config.max_task_loss, advice)
+    return [gate | {"detail": f"{worst}: {gate['detail']}"}]
 
 
 def receipt_gates(config: GatesConfig, receipt: Mapping[str, Any]) -> list[Gate]:

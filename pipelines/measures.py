@@ -12,6 +12,7 @@ from infra.evaluation.metrics import find_metric
 from infra.evaluation.own_scorer import is_own
 from infra.evaluation.scorers import SCORERS
 from infra.evaluation.slices import SLICES_BY, SliceBy
+from infra.evaluation.tasks import TasksConfig
 
 
 class EvaluateConfig(Config):
@@ -25,6 +26,9 @@ class EvaluateConfig(Config):
     """Level of the intervals."""
     slices: tuple[SliceBy, ...] = SLICES_BY
     """Slices beside those that rows name: by the tool of the expected call, by the prompt's length, by the row's `language`."""
+    lm_eval: TasksConfig | None = None
+    """Tasks of lm-evaluation-harness for the base and the merged model, which show what it has forgotten; absent means none. Their figures
+    are scores named `lm_eval.TASK.METRIC`. Needs the extra `lm-eval`, and the tasks' rows in the hub's cache."""
     repeated_rows: int = Field(32, ge=0, le=100_000)
     """Rows that each served candidate answers a second time, which measures the noise of its figures; 0 means none."""
 
@@ -87,6 +91,8 @@ class GatesConfig(Config):
     non-inferiority, and takes more rows."""
     metrics: dict[str, MetricGate] = Field(default_factory=dict)
     """Gates on further metrics, by name; each must be among `evaluate.metrics`."""
+    max_task_loss: float | None = Field(None, ge=0)
+    """Most that the merged model may be worse than the base in any task of `evaluate.lm_eval`."""
     max_latency_s: float | None = Field(None, gt=0)
     """Most seconds that one answer may take on average while the engine answers nothing else, in the timing of the candidates."""
     max_size_bytes: int | None = Field(None, ge=1)
@@ -108,5 +114,9 @@ class GatesConfig(Config):
 
 def gate_problems(evaluate: EvaluateConfig, gates: GatesConfig) -> list[str]:
     """What the gates ask that is never measured."""
-    unknown = [name for name in gates.metrics if name not in evaluate.metrics]
-    return [f"gates.metrics names {unknown}, evaluate.metrics are {list(evaluate.metrics)}. Add them there"] if unknown else []
+    problems = []
+    if unknown := [name for name in gates.metrics if name not in evaluate.metrics]:
+        problems.append(f"gates.metrics names {unknown}, evaluate.metrics are {list(evaluate.metrics)}. Add them there")
+    if gates.max_task_loss is not None and evaluate.lm_eval is None:
+        problems.append("gates.max_task_loss asks for tasks, evaluate.lm_eval names none. Name some")
+    return problems

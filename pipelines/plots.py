@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from infra.evaluation.metrics import is_bounded
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -50,8 +48,7 @@ def scores(by_model: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
         above = [each["high"] - each["value"] for each in measured.values()]
         axes.bar(list(measured), values, yerr=[below, above], capsize=4)
         axes.set_ylabel(metric)
-        if is_bounded(metric):
-            axes.set_ylim(0, 1.05)
+        axes.set_ylim(0, 1.05 * max(1.0, *(each["high"] for each in measured.values())))
     return figure
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 
-from infra.evaluation.metrics import is_bounded
 from infra.evaluation.noise import told
 from infra.files import read_json, write_json_atomic, write_text_atomic
 from infra.registry import RegisteredVersion
@@ -77,13 +76,11 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def charts(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Every metric and slice with the value at the right end of its bars: 1 for what lies between 0 and 1, else the highest limit."""
+    """Every metric and slice with the value at the right end of its bars: 1, or the highest limit of what may be higher."""
     keys = dict.fromkeys(key for by_metric in scores.values() for key in by_metric)
 
-    def end(key: str) -> float:
-        return 1.0 if is_bounded(key.split("/")[0]) else max(found[key]["high"] for found in scores.values() if key in found) or 1.0
-
-    return {key: {"end": end(key), "is_slice": "/" in key} for key in keys}
+    highest = {key: max(found[key]["high"] for found in scores.values() if key in found) for key in keys}
+    return {key: {"end": max(1.0, high), "is_slice": "/" in key} for key, high in highest.items()}
 
 
 def files(outcome: Outcome) -> list[Path]:

@@ -92,6 +92,10 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
         for key in ("train", "heldout"):
             if key in dataset:
                 dataset[key] = _anchored(dataset[key], folder)
+    evaluate = data.get("evaluate")
+    tasks = evaluate.get("lm_eval") if isinstance(evaluate, dict) else None
+    if isinstance(tasks, dict) and "folder" in tasks:
+        tasks["folder"] = _anchored(tasks["folder"], folder)
     source = data.get("base_model")
     if isinstance(source, str) and source.startswith("file:"):
         data["base_model"] = f"file:{folder / Path(source.removeprefix('file:')).expanduser()}"

@@ -73,11 +73,6 @@ POOLED: dict[str, Metric] = {
 }
 
 
-def is_bounded(name: str) -> bool:
-    """Whether the figures of a metric lie between 0 and 1."""
-    return name not in POOLED or POOLED[name].is_bounded
-
-
 def metric_names() -> list[str]:
     """Every metric that has a name of its own."""
     return sorted({*SCORERS, *POOLED})

@@ -23,6 +23,7 @@ from infra.evaluation.metrics import Metric, Row, find_metric, measure
 from infra.evaluation.noise import noise_floor
 from infra.evaluation.own_scorer import is_own, source_digest
 from infra.evaluation.slices import slice_rows
+from infra.evaluation.tasks import read_figures, task_comparisons, task_scores
 from infra.evaluation.tool_calls import field_table
 from infra.files import write_json_atomic
 from pipelines.measures import EvaluateConfig
@@ -34,6 +35,7 @@ COMPARISONS_NAME = "comparisons.json"
 DETAILS_NAME = "details.json"
 NOISE_NAME = "noise.json"
 BASE = "base"
+TASK_MODELS = (BASE, "merged")
 LABEL_METRICS = ("accuracy", "macro_f1")
 CALL_METRICS = ("tool_call", "tool_fields", "tool_name")
 
@@ -63,6 +65,7 @@ def step(spec: Spec) -> Step:
     names = model_names(spec)
     repeated = [f"repeat-{name}" for name in candidate_names(spec) if spec.evaluate.repeated_rows]
     needs = {"render": "tokens", **dict.fromkeys((*(f"predict-{name}" for name in names), *repeated), "answers")}
+    needs |= {f"tasks-{name}": "scores" for name in TASK_MODELS if spec.evaluate.lm_eval}
     digests = {name: source_digest(name) for name in spec.evaluate.metrics if is_own(name)}
     config = ScoreConfig(evaluate=spec.evaluate, margins=margins(spec))
     return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=digests)  # type: ignore[arg-type]
@@ -87,9 +90,13 @@ def run(names: Sequence[str], config: ScoreConfig, context: StepContext) -> None
         name: noise_floor(metrics, rows[name][: evaluate.repeated_rows], read_rows(prompts, path), len(prompts), evaluate.confidence)
         for name, path in again.items()
     }
+    tasks = {name: read_figures(paths[f"tasks-{name}"]) for name in TASK_MODELS if f"tasks-{name}" in paths}
+    forgotten = task_comparisons("merged", tasks["merged"], BASE, tasks[BASE], evaluate.confidence) if tasks else []
     found = {
-        SCORES_NAME: {name: score_model(prompts, rows[name], evaluate) for name in names},
-        COMPARISONS_NAME: compare_models(metrics, rows, names[1], config.margins, evaluate.confidence),
+        SCORES_NAME: {
+            name: score_model(prompts, rows[name], evaluate) | task_scores(tasks.get(name, {}), evaluate.confidence) for name in names
+        },
+        COMPARISONS_NAME: [*compare_models(metrics, rows, names[1], config.margins, evaluate.confidence), *forgotten],
         DETAILS_NAME: {name: details(rows[name], evaluate.metrics) for name in names},
         NOISE_NAME: noise,
     }

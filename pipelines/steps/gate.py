@@ -11,7 +11,7 @@ from infra.answers import read_answers
 from infra.config import Config
 from infra.contracts import Kind, write_manifest
 from infra.files import read_json, write_json_atomic
-from pipelines.gates import Evidence, Gate, at_least, cost_gates, loss_gate, loss_of, metric_gates, receipt_gates, score_gates
+from pipelines.gates import Evidence, Gate, at_least, cost_gates, loss_gate, loss_of, metric_gates, receipt_gates, score_gates, task_gates
 from pipelines.measures import GatesConfig
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
@@ -92,6 +92,7 @@ def decide(
         *score_gates(config, scores, served, metric),
         loss_gate("drop by quantization", config, drop, metric, margin, served, evidence),
         *metric_gates(config, scores, served, reference, evidence),
+        *task_gates(config, evidence),
         *cost_gates(config, served, evidence),
         *receipt_gates(config, evidence.receipt),
         *agreement_gates(config, certificate),

@@ -12,6 +12,7 @@ from infra.answers import Answer, ExpectedLogprob, Prompt, write_answers, write_
 from infra.contracts import Kind, write_manifest
 from infra.errors import ConfigError
 from infra.evaluation.own_scorer import source_digest
+from infra.evaluation.tasks import TASKS_NAME, TaskFigure
 from infra.files import read_json, write_json_atomic
 from infra.provenance import Provenance
 from pipelines.measures import EvaluateConfig, GatesConfig
@@ -104,6 +105,21 @@ def test_evaluate_compares_tells_details_and_measures_noise(scored: Path) -> Non
     noise = read_json(scored / evaluate.NOISE_NAME)["openvino-int8"]
     assert (noise["rows"], noise["differing"]) == (10, 2)  # rows 1 and 5: the first is right the second time, the other wrong
     assert noise["floor"]["exact_match_json"] == pytest.approx(1.959964 * (0.2 / 40) ** 0.5)
+
+
+def test_evaluate_puts_general_tasks_beside_and_tells_what_was_forgotten(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    for name, value in (("base", 0.6), ("merged", 0.4)):
+        folder = tmp_path / f"tasks-{name}"
+        folder.mkdir()
+        write_json_atomic(folder / TASKS_NAME, {"lm_eval.arc.acc": TaskFigure(value=value, stderr=0.03, n=200).model_dump()})
+        inputs = inputs | {folder.name: artifact(folder, "scores")}
+    config = evaluate.ScoreConfig(evaluate=EvaluateConfig(repeated_rows=10), margins={})
+    evaluate.run(NAMES, config, context(tmp_path / "out", inputs))
+    scores = read_json(tmp_path / "out" / evaluate.SCORES_NAME)
+    assert [name for name in NAMES if "lm_eval.arc.acc" in scores[name]] == ["base", "merged"]
+    forgotten = read_json(tmp_path / "out" / evaluate.COMPARISONS_NAME)[-1]
+    assert (forgotten["model"], forgotten["reference"], forgotten["finding"]) == ("merged", "base", "worse")
+    assert forgotten["loss"]["value"] == pytest.approx(0.2)
 
 
 def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: dict[str, Artifact]) -> None:

@@ -10,6 +10,7 @@ from infra.config import parse
 from infra.errors import ConfigError
 from infra.evaluation.comparison import compare, told_together
 from infra.evaluation.metrics import find_metric
+from infra.evaluation.tasks import TaskFigure, task_comparisons
 from pipelines.gates import Evidence
 from pipelines.measures import GatesConfig, MetricGate
 from pipelines.spec import Spec
@@ -187,6 +188,18 @@ def test_cost_and_receipt_gates_at_their_thresholds_and_beyond() -> None:
     assert list(refused) == ["seconds of an answer of int8", "bytes of int8", "rows lost of train", "tokens lost of train"]
     assert "0.010 too much" in refused["tokens lost of train"]
     assert "150,000,000, at most 149,999,999 allowed" in refused["bytes of int8"]
+
+
+def test_task_gate_reads_the_task_that_was_forgotten_most() -> None:
+    before = {"lm_eval.a.acc": TaskFigure(value=0.6, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.5, stderr=0.03, n=200)}
+    after = {"lm_eval.a.acc": TaskFigure(value=0.62, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.4, stderr=0.03, n=200)}
+    evidence = Evidence(comparisons=task_comparisons("merged", after, "base", before, 0.95))
+    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of the merged model in its worst task"
+    assert decided(GatesConfig(max_task_loss=0.1), measured, evidence)[name]["passed"]
+    refused = decided(GatesConfig(max_task_loss=0.09), measured, evidence)[name]
+    assert not refused["passed"]
+    assert refused["detail"].startswith("lm_eval.b.acc: 0.100, at most 0.090 allowed: 0.010 too much.")
+    assert not decided(GatesConfig(max_task_loss=0.09), measured)[name]["passed"]
 
 
 def test_gates_on_what_nobody_measured_refuse() -> None:
