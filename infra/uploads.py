@@ -2,7 +2,7 @@
 
 - Files larger than a part go up as parts, each a file of its own: a cut connection, a proxy's limit on a request's time or size, or a
   server without multipart uploads then costs one part and not 2 GB (mlflow issues 8539, 7564). Every part is tried again for a while.
-- The manifest goes up last, so its presence means that the artifact is complete, as on disk.
+- The manifest goes up last, so its presence means that the artifact is complete, as on disk. What lies beside it (a signature) goes too.
 - What comes down is verified file by file against its manifest, and against the digest that the registry has, before it is put in place.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -38,10 +39,7 @@ def upload(
 
     Raises TransientError when the store did not take a part for `patience_s`.
     """
-
-    def send(path: Path, place: str) -> None:
-        patiently(lambda: mlflow.log_artifact(run_id, str(path), place), f"{folder}: {path.name} into run {run_id}", patience_s)
-
+    send = _sender(mlflow, run_id, folder, patience_s)
     scratch_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
         for name, entry in read_manifest(folder).files.items():
@@ -54,10 +52,41 @@ def upload(
                     part.write_bytes(whole.read(part_bytes))
                     send(part, f"{PLACE}/{name}{PARTS_SUFFIX}")
                     part.unlink()
-        write_json_atomic(Path(scratch) / INDEX_NAME, {"part_bytes": part_bytes})
-        send(Path(scratch) / INDEX_NAME, PLACE)
+        _send_beside(send, folder, Path(scratch), part_bytes)
     send(folder / MANIFEST_NAME, PLACE)
     return f"{mlflow.get_run(run_id).info.artifact_uri.rstrip('/')}/{PLACE}"
+
+
+def upload_beside(mlflow: MlflowClient, run_id: str, folder: Path, scratch_dir: Path, patience_s: float = PATIENCE_S) -> None:
+    """Puts what lies beside the artifact's own files, such as a signature that came later, to those that are in the run already."""
+    scratch_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
+        part_bytes = _index(mlflow, run_id, Path(scratch), patience_s)["part_bytes"]
+        _send_beside(_sender(mlflow, run_id, folder, patience_s), folder, Path(scratch), part_bytes)
+
+
+def _sender(mlflow: MlflowClient, run_id: str, folder: Path, patience_s: float) -> Callable[[Path, str], None]:
+    def send(path: Path, place: str) -> None:
+        patiently(lambda: mlflow.log_artifact(run_id, str(path), place), f"{folder}: {path.name} into run {run_id}", patience_s)
+
+    return send
+
+
+def _send_beside(send: Callable[[Path, str], None], folder: Path, scratch: Path, part_bytes: int) -> None:
+    """What the manifest does not name, and the index that tells of it and of how large a part is."""
+    named = {MANIFEST_NAME, *read_manifest(folder).files}
+    beside = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - named)
+    for name in beside:
+        send(folder / name, (Path(PLACE) / name).parent.as_posix())
+    write_json_atomic(scratch / INDEX_NAME, {"part_bytes": part_bytes, "beside": beside})
+    send(scratch / INDEX_NAME, PLACE)
+
+
+def _index(mlflow: MlflowClient, run_id: str, scratch: Path, patience_s: float) -> dict[str, Any]:
+    place = f"{PLACE}/{INDEX_NAME}"
+    path = patiently(lambda: mlflow.download_artifacts(run_id, place, str(scratch)), f"run {run_id}: {place}", patience_s)
+    found: dict[str, Any] = read_json(Path(path))
+    return found
 
 
 def num_parts(size_bytes: int, part_bytes: int) -> int:
@@ -109,14 +138,15 @@ def _fetch(mlflow: MlflowClient, run_id: str, scratch: Path, patience_s: float) 
     folder = scratch / "artifact"
     folder.mkdir()
     shutil.move(get(f"{PLACE}/{MANIFEST_NAME}"), folder / MANIFEST_NAME)
-    part_bytes = int(read_json(get(f"{PLACE}/{INDEX_NAME}"))["part_bytes"])
-    for name, entry in read_manifest(folder).files.items():
+    index = _index(mlflow, run_id, scratch / "down", patience_s)
+    sizes_bytes = {name: entry.size_bytes for name, entry in read_manifest(folder).files.items()} | dict.fromkeys(index["beside"], 0)
+    for name, size_bytes in sizes_bytes.items():
         target = folder / name
         if not target.resolve().is_relative_to(folder.resolve()):
             raise ArtifactError(f"run {run_id}: its manifest names {name!r}, which lies outside the artifact. Nothing was fetched.")
         target.parent.mkdir(parents=True, exist_ok=True)
         place = (Path(PLACE) / name).as_posix()
-        count = num_parts(entry.size_bytes, part_bytes)
+        count = num_parts(size_bytes, int(index["part_bytes"]))
         with target.open("wb") as whole:
             for piece in [f"{place}{PARTS_SUFFIX}/{part_name(number)}" for number in range(count)] or [place]:
                 fetched = get(piece)
