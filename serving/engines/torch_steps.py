@@ -212,6 +212,7 @@ def make_batch(
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    logging.get_logger("bitsandbytes").setLevel(logging.ERROR)  # it says of every layer and step that it rounds activations
     if num_threads:
         torch.set_num_threads(num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
