@@ -66,9 +66,13 @@ def step(spec: Spec) -> Step:
     repeated = [f"repeat-{name}" for name in candidate_names(spec) if spec.evaluate.repeated_rows]
     needs = {"render": "tokens", **dict.fromkeys((*(f"predict-{name}" for name in names), *repeated), "answers")}
     needs |= {f"tasks-{name}": "scores" for name in TASK_MODELS if spec.evaluate.lm_eval}
-    digests = {name: source_digest(name) for name in spec.evaluate.metrics if is_own(name)}
     config = ScoreConfig(evaluate=spec.evaluate, margins=margins(spec))
-    return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=digests)  # type: ignore[arg-type]
+    return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=scorer_digests(spec))  # type: ignore[arg-type]
+
+
+def scorer_digests(spec: Spec) -> dict[str, str]:
+    """Source digests of the scorers of one's own: part of the identity of whatever they score."""
+    return {name: source_digest(name) for name in spec.evaluate.metrics if is_own(name)}
 
 
 def margins(spec: Spec) -> dict[str, dict[str, float]]:
