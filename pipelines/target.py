@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from infra import registry, tracking
+from infra import registry, tracking, uploads
 from infra.config import Config, apply_overrides, parse
 from infra.contracts import MANIFEST_NAME, read_manifest
 from infra.settings import Settings
@@ -52,6 +52,8 @@ def find_target(model: str, overrides: list[str], settings: Settings) -> Target:
 
 
 def _registered(name: str, alias: str, options: ServingOptions, settings: Settings) -> Target:
-    version = registry.resolve(tracking.client(settings.tracking_uri), name, alias)
+    mlflow = tracking.client(settings.tracking_uri)
+    version = registry.resolve(mlflow, name, alias)
+    folder = version.folder if version.is_local else uploads.download(mlflow, version.run_id, version.digest, settings.artifacts_dir)
     aliases = ", ".join(f"@{item}" for item in version.aliases)
-    return Target(name, version.folder, options.serve, options.batch, f"{name} version {version.version} ({aliases})")
+    return Target(name, folder, options.serve, options.batch, f"{name} version {version.version} ({aliases})")
