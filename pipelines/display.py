@@ -96,9 +96,11 @@ def plan_table(planned: Sequence[Any]) -> Table:
 
 
 def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Scores by metric and model, each with its interval."""
+    """Scores by metric and model, each with its interval; slices that Slipway found in the rows are left to the report."""
     scores = dict(sorted(scores.items(), key=lambda item: (*MODEL_ORDER, item[0]).index(item[0])))
-    metrics = dict.fromkeys((metric, by_metric[metric]["n"]) for by_metric in scores.values() for metric in by_metric)
+    metrics = dict.fromkeys(
+        (metric, found["n"]) for by_metric in scores.values() for metric, found in by_metric.items() if "=" not in metric
+    )
     table = Table("score", "rows", *scores, box=None, pad_edge=False)
     for metric, n in metrics:
         found = [by_metric.get(metric) for by_metric in scores.values()]

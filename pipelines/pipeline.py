@@ -129,8 +129,7 @@ def _record_report(result: dict[str, Any], tracked: Tracked, run_dir: Path) -> N
 def _record(result: dict[str, Any], outcome: Outcome, tracked: Tracked) -> None:
     for path in report.files(outcome):
         tracked.client.log_artifact(tracked.run_id, str(path))
-    metrics = {f"{model}/{metric}": score["value"] for model, scores in result["scores"].items() for metric, score in scores.items()}
-    tracking.log_metrics(tracked.client, tracked.run_id, metrics | {f"seconds/{step}": s for step, s in result["timings_s"].items()})
+    tracking.log_metrics(tracked.client, tracked.run_id, report.logged_metrics(result["scores"], result["timings_s"]))
     for name, figure in plots.draw(result).items():
         tracked.client.log_figure(tracked.run_id, figure, name)
     tracked.client.log_table(tracked.run_id, candidate_columns(result["candidates"]), "candidates_table.json")

@@ -6,7 +6,7 @@ from infra.errors import ConfigError
 from pipelines import graph
 from pipelines.spec import Spec
 from pipelines.step import Step
-from pipelines.steps import base, evaluate, export, gate, merge, predict, prove, quantize, render, rows, train
+from pipelines.steps import base, evaluate, export, gate, merge, predict, prove, quantize, render, repeat, rows, tasks, train
 
 
 def build_steps(spec: Spec) -> list[Step]:
@@ -21,5 +21,6 @@ def build_steps(spec: Spec) -> list[Step]:
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
-    steps += [*export.steps(spec), *quantize.steps(spec), *predict.steps(spec), evaluate.step(spec), prove.step(spec), gate.step(spec)]
+    steps += [*export.steps(spec), *quantize.steps(spec), *predict.steps(spec), *repeat.steps(spec), *tasks.steps(spec)]
+    steps += [evaluate.step(spec), prove.step(spec), gate.step(spec)]
     return graph.ordered(steps)

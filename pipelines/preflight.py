@@ -27,9 +27,10 @@ MODULES_BY_STEP = {
     "export": ("torch", "optimum", "openvino", "openvino_tokenizers"),
     **{f"quantize-{name}": MODULES_BY_ENGINE[engine][0] for name, engine in ENGINE_OF_FORMAT.items()},
     **{f"predict-{name}": MODULES_BY_ENGINE[engine][1] for name, engine in ENGINE_OF_FORMAT.items()},
+    **{f"tasks-{name}": ("torch", "lm_eval") for name in ("base", "merged")},
 }
 QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers")
-EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve"}
+EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve", "lm_eval": "lm-eval"}
 # Weights are written four times at 16 bits (base, merged, and an attempt of each), twice at 32 where they are exported, and a candidate
 # takes what 16 bits do at most; a quantized GGUF grows fourfold.
 WEIGHT_COPIES = 4

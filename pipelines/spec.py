@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from infra.config import Config, apply_overrides, load_yaml, parse
-from infra.evaluation.scorers import SCORERS
 from infra.files import sha256_json
 from pipelines.datasets.options import SmartHomeOptions
+from pipelines.measures import EvaluateConfig, GatesConfig, gate_problems
 from serving.config import BatchConfig, ServeConfig
 from serving.formats import QuantizeConfig
 from training.config import DataConfig, DataSources, TrainConfig
@@ -40,25 +40,6 @@ class FilesDataset(Config):
 Dataset = Annotated[SmartHomeDataset | FilesDataset, Field(discriminator="type")]
 
 
-class EvaluateConfig(Config):
-    """How answers to the held-out rows are scored."""
-
-    metrics: tuple[str, ...] = ("exact_match_json", "valid_json")
-    """Scorers by name; gates read the first."""
-    max_new_tokens: int = Field(64, ge=1, le=8192)
-    """Longest answer."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Level of the intervals."""
-
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in SCORERS]
-        if unknown or not value:
-            raise ValueError(f"unknown metrics {unknown}; known are {sorted(SCORERS)}")
-        return value
-
-
 class ProveConfig(Config):
     """The chats on which every stage, from the trained model to the running server, is compared."""
 
@@ -73,21 +54,6 @@ class ProveConfig(Config):
     tolerance: float = Field(1.0, gt=0)
     """Factor on how far log-probabilities may lie apart (`pipelines/proof/bounds.py`)."""
     seed: int = 0
-
-
-class GatesConfig(Config):
-    """What a model must show before it is promoted; all are read on the first metric."""
-
-    min_score: float = Field(0.9, ge=0, le=1)
-    """Least score of the model that will be served."""
-    min_slice_scores: dict[str, float] = Field(default_factory=dict)
-    """Least score by slice of the held-out rows."""
-    min_gain: float = Field(0.0, ge=-1, le=1)
-    """Least gain of the served model over the base."""
-    max_quantization_drop: float = Field(0.02, ge=0, le=1)
-    """Most that quantization may cost against the adapter."""
-    min_merge_agreement: float = Field(0.99, ge=0, le=1)
-    """Least share of rows that the merged model answers exactly as the adapter does."""
 
 
 class Spec(Config):
@@ -113,6 +79,12 @@ class Spec(Config):
     usd_per_hour: float | None = Field(None, ge=0)
     """Price of this machine; absent means that cost is reported in hours only."""
 
+    @model_validator(mode="after")
+    def _gates_are_measured(self) -> Spec:
+        if problems := gate_problems(self.evaluate, self.gates):
+            raise ValueError("; ".join(problems))
+        return self
+
     @property
     def merged_by(self) -> str:
         """The step that makes the 16-bit model: full fine-tuning leaves nothing to merge."""
@@ -137,6 +109,10 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
         for key in ("train", "heldout"):
             if key in dataset:
                 dataset[key] = _anchored(dataset[key], folder)
+    evaluate = data.get("evaluate")
+    tasks = evaluate.get("lm_eval") if isinstance(evaluate, dict) else None
+    if isinstance(tasks, dict) and "folder" in tasks:
+        tasks["folder"] = _anchored(tasks["folder"], folder)
     source = data.get("base_model")
     if isinstance(source, str) and source.startswith("file:"):
         data["base_model"] = f"file:{folder / Path(source.removeprefix('file:')).expanduser()}"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
+from infra.answers import read_answers
 from infra.config import Config
 from infra.contracts import Kind, write_manifest
 from infra.files import read_json, write_json_atomic
-from pipelines.spec import GatesConfig, Spec
+from pipelines.gates import Evidence, Gate, at_least, cost_gates, loss_gate, loss_of, metric_gates, receipt_gates, score_gates, task_gates
+from pipelines.measures import GatesConfig
+from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps import choose
-from pipelines.steps.evaluate import SCORES_NAME
+from pipelines.steps.evaluate import COMPARISONS_NAME, NOISE_NAME, SCORES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME, certificate_gates
 
 GATES_NAME = "gates.json"
-Gate = dict[str, Any]
+RECEIPT_NAME = "receipt.json"
 
 
 class ChoiceConfig(Config):
@@ -28,12 +32,12 @@ class ChoiceConfig(Config):
 
 
 def step(spec: Spec) -> Step:
-    """The step that needs the scores, the certificate, and every candidate with its answers, for its size and speed."""
+    """The step that needs the scores, the certificate, the receipt, and every candidate with its answers, for its size and speed."""
     run_named = partial(run, spec.quantize.formats, spec.evaluate.metrics[0])
-    needs: dict[str, Kind] = {"evaluate": "scores", "prove": "certificate"}
+    needs: dict[str, Kind] = {"evaluate": "scores", "prove": "certificate", "render": "tokens"}
     for name in spec.quantize.formats:
         needs |= {f"quantize-{name}": "quantized", f"predict-{name}": "answers"}
-    return Step("gate", 4, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
+    return Step("gate", 5, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
 
 
 def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepContext) -> None:
@@ -47,7 +51,7 @@ def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepCo
             context.inputs[f"predict-{name}"].path,
             scores[name][metric],
             certificate["models"][name]["score_change"],
-            [*decide(config.gates, scores, certificate, name, metric), *certificate_gates(certificate, name)],
+            [*decide(config.gates, scores, certificate, name, metric, evidence_of(name, context)), *certificate_gates(certificate, name)],
         )
         for name in names
     ]
@@ -58,27 +62,47 @@ def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepCo
     write_manifest(context.output_dir, "gates", context.provenance)
 
 
-def decide(config: GatesConfig, scores: Mapping[str, Any], certificate: Mapping[str, Any], served: str, metric: str) -> list[Gate]:
-    """The outcome of every gate; a slice or model that was not measured does not pass."""
-    value = {name: by_metric[metric]["value"] for name, by_metric in scores.items()}
-    drop = value[certificate["reference"]] - value[served]
-    gates = [_at_least(f"{metric} of {served}", value[served], config.min_score)]
-    for name, threshold in config.min_slice_scores.items():
-        measured = scores[served].get(f"{metric}/{name}", {}).get("value")
-        gates.append(_at_least(f"{metric} of {served} on slice {name}", measured, threshold))
-    gates.append(_at_least(f"gain of {served} over base", value[served] - value["base"], config.min_gain))
-    gates.append(_at_most("drop by quantization", drop, config.max_quantization_drop))
-    if "merged" in certificate["models"]:  # full fine-tuning makes the merged model itself
-        agreement = certificate["models"]["merged"]["same_answer"]["value"]
-        gates.append(_at_least("rows answered alike by adapter and merged", agreement, config.min_merge_agreement))
-    return gates
+def evidence_of(name: str, context: StepContext) -> Evidence:
+    """What the inputs of the step say of one candidate beside scores and certificate."""
+    scores_dir, files = context.inputs["evaluate"].path, context.inputs[f"quantize-{name}"].manifest.files
+    answers = read_answers(context.inputs[f"predict-{name}"].path)
+    latencies_s = [answer.latency_s for answer in answers if answer.latency_s is not None]
+    return Evidence(
+        comparisons=read_json(scores_dir / COMPARISONS_NAME),
+        noise=read_json(scores_dir / NOISE_NAME).get(name),
+        receipt=read_json(context.inputs["render"].path / RECEIPT_NAME),
+        size_bytes=sum(entry.size_bytes for entry in files.values()),
+        latency_s=fmean(latencies_s) if latencies_s else None,
+    )
 
 
-def _at_least(name: str, measured: float | None, threshold: float) -> Gate:
-    if measured is None:
-        return {"name": name, "passed": False, "detail": f"not measured, at least {threshold:.3f} needed"}
-    return {"name": name, "passed": measured >= threshold - 1e-9, "detail": f"{measured:.3f}, at least {threshold:.3f} needed"}
+def decide(
+    config: GatesConfig,
+    scores: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    served: str,
+    metric: str,
+    evidence: Evidence | None = None,
+) -> list[Gate]:
+    """The outcome of every gate for one candidate; a slice, model or figure that was not measured does not pass."""
+    evidence, reference = evidence or Evidence(), certificate["reference"]
+    margin = config.max_quantization_drops.get(served, config.max_quantization_drop)
+    drop = loss_of(scores, served, reference, metric)
+    return [
+        *score_gates(config, scores, served, metric),
+        loss_gate("drop by quantization", config, drop, metric, margin, served, evidence),
+        *metric_gates(config, scores, served, reference, evidence),
+        *task_gates(config, evidence),
+        *cost_gates(config, served, evidence),
+        *receipt_gates(config, evidence.receipt),
+        *agreement_gates(config, certificate),
+    ]
 
 
-def _at_most(name: str, measured: float, threshold: float) -> Gate:
-    return {"name": name, "passed": measured <= threshold + 1e-9, "detail": f"{measured:.3f}, at most {threshold:.3f} allowed"}
+def agreement_gates(config: GatesConfig, certificate: Mapping[str, Any]) -> list[Gate]:
+    """Adapter and merged model row by row; nothing where full fine-tuning made the merged model itself."""
+    if "merged" not in certificate["models"]:
+        return []
+    agreement = certificate["models"]["merged"]["same_answer"]["value"]
+    advice = "Merge again in more precision, or lower gates.min_merge_agreement"
+    return [at_least("rows answered alike by adapter and merged", agreement, config.min_merge_agreement, advice)]

@@ -48,12 +48,17 @@ def steps(spec: Spec) -> list[Step]:
     ]
 
 
-def _candidate(spec: Spec, weight_format: str) -> Step:
-    """The step of one candidate, which the engine that would serve it answers."""
-    serve, name = with_engine_of(spec.serve, weight_format), f"quantize-{weight_format}"
-    engine = ENGINE_OF_FORMAT[weight_format]
+def served_config(spec: Spec, weight_format: str) -> tuple[PredictServedConfig, Path | None]:
+    """What decides the answers of a candidate, which the engine that would serve it gives, and that engine's Python if it has its own."""
+    serve, engine = with_engine_of(spec.serve, weight_format), ENGINE_OF_FORMAT[weight_format]
     config = PredictServedConfig(max_new_tokens=spec.evaluate.max_new_tokens, engine=engine, precision=serve.precision)
-    python = serve.engine_python if serve.engine == engine else None
+    return config, serve.engine_python if serve.engine == engine else None
+
+
+def _candidate(spec: Spec, weight_format: str) -> Step:
+    """The step of one candidate."""
+    config, python = served_config(spec, weight_format)
+    name = f"quantize-{weight_format}"
     run = partial(run_quantized, name, python)
     return Step(f"predict-{weight_format}", 1, "answers", config, run, needs={"render": "tokens", name: "quantized"})
 

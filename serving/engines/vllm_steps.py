@@ -56,6 +56,7 @@ class Adapters:
             name: LoRARequest(lora_name=name, lora_int_id=index, lora_path=each.folder)
             for index, (name, each) in enumerate(files.items(), start=1)
         }
+        self._files = files
         self._max_held = max_held
         self._asked: OrderedDict[str, None] = OrderedDict()
 
@@ -65,9 +66,14 @@ class Adapters:
         return list(self._asked)
 
     def request(self, name: str | None) -> LoRARequest | None:
-        """What to hand to vLLM for an answer of this adapter."""
+        """What to hand to vLLM for an answer of this adapter.
+
+        Raises ValueError where it would have to be read and is not there: vLLM reads it in a step, which would fail for all requests.
+        """
         if name is None:
             return None
+        if name not in self._asked and not self._files[name].weights.is_file():
+            raise ValueError(f"the adapter {name!r} cannot be loaded: {self._files[name].weights} is gone")
         self._asked[name] = None
         self._asked.move_to_end(name)
         if len(self._asked) > self._max_held:

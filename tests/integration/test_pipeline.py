@@ -191,7 +191,7 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     assert not will_run["rows@3"]
     assert not will_run["predict-base@1"]
     assert will_run["train@4"]
-    assert will_run["gate@4"]
+    assert will_run["gate@5"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
@@ -108,6 +109,35 @@ def test_prefix_cache_is_not_shared_between_adapters(wide_base: Path, adapters_o
 
     gained = [after - before for before, after in itertools.pairwise(asyncio.run(run()))]
     assert gained == [0, 0, 0, 128, 128, 128]
+
+
+def test_adapter_whose_files_are_gone_fails_its_own_requests_alone(
+    wide_base: Path, adapters_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    kept = adapters_of(wide_base)["red"].folder
+    shutil.copytree(kept, tmp_path / "lost")
+    adapters = {"red": kept, "lost": tmp_path / "lost"}
+    engine = make_engine(wide_base, ServeConfig(engine="vllm", max_running_requests=4, cache_gb=0.02, adapters=adapters))
+
+    async def collect(adapter: str) -> int:
+        num_made = 0
+        async with aclosing(engine.generate([5] * 20, Sampling(max_tokens=4, adapter=adapter))) as chunks:
+            async for chunk in chunks:
+                num_made += len(chunk.ids)
+        return num_made
+
+    async def run() -> list[Any]:
+        await engine.start()
+        shutil.rmtree(tmp_path / "lost")
+        try:
+            return await asyncio.gather(collect("red"), collect("lost"), collect("red"), return_exceptions=True)
+        finally:
+            await engine.stop()
+
+    first, refused, last = asyncio.run(run())
+    assert isinstance(refused, RequestRefusedError)
+    assert "the adapter 'lost' cannot be loaded" in str(refused)
+    assert (first, last) == (4, 4)
 
 
 def test_server_with_vllm_answers_and_leaves_no_process(wide_base: Path, start_toy_server: Callable[..., Any]) -> None:

@@ -93,7 +93,7 @@ def test_fingerprint_changes_with_a_value_and_not_with_its_order(tmp_path: Path)
 
 def test_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exact_match_json"):
-        load_spec(write_spec(tmp_path, evaluate={"metrics": ["bleu"]}), [])
+        load_spec(write_spec(tmp_path, evaluate={"metrics": ["blue"]}), [])
 
 
 def test_pools_of_one_name_are_refused_and_each_keeps_what_the_server_says() -> None:

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from infra.errors import ConfigError
-from infra.evaluation.scorers import MAX_JSON_CHARS, MAX_JSON_DEPTH, SCORERS, exact_match_json, exact_match_text, score_rows, valid_json
+from infra.evaluation.json_text import MAX_JSON_CHARS, MAX_JSON_DEPTH
+from infra.evaluation.scorers import SCORERS, exact_match_json, exact_match_text, score_rows, valid_json
 
 CALL = '{"name":"HassTurnOn","arguments":{"area":"kitchen","level":40}}'
 
