@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic import ConfigDict
+
 from infra.answers import read_lines
 from infra.chat import ChatCodec
 from infra.config import Config
@@ -47,6 +49,8 @@ class Case(Config):
 class Forced(Config):
     """What a stage thinks of an answer, each token after the true ones before it; A tokens."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # damaged weights give NaN, which JSON has no word for
+
     source: AnswerSource
     ids: tuple[int, ...]
     """(A) the answer, with its stop token where it has one."""
@@ -66,7 +70,7 @@ class Scored(Config):
     name: str
     prompt_ids: tuple[int, ...] = ()
     refusal: str = ""
-    """Why its template refuses the messages; empty where it takes them."""
+    """Why its template or its model refuses the messages; empty where they take them."""
     forced: tuple[Forced, ...] = ()
     answer_ids: tuple[int, ...] | None = None
     """Its own greedy answer without a stop token, where it was asked for one."""
@@ -117,12 +121,14 @@ def scored_file(folder: Path, stage: str) -> Path:
     return folder / f"{stage}.jsonl"
 
 
-def encode_case(codec: ChatCodec, case: Case) -> Scored:
-    """The case's prompt by a stage's own codec, or why it refuses it."""
+def encode_case(codec: ChatCodec, case: Case, vocabulary_tokens: int) -> Scored:
+    """The case's prompt by a stage's own codec, or why it or its model, which knows so many tokens, refuses it."""
     try:
         ids = codec.encode(case.messages, case.tools or None, add_generation_prompt=True)
     except ConfigError as error:
         return Scored(name=case.name, refusal=error.message)
+    if max(ids, default=0) >= vocabulary_tokens:
+        return Scored(name=case.name, refusal=f"its tokenizer makes token {max(ids)} and its model knows {vocabulary_tokens}")
     return Scored(name=case.name, prompt_ids=tuple(ids))
 
 

@@ -12,12 +12,14 @@ import numpy
 from infra.cases import Ask, Forced, asks, encode_case, read_cases, read_scored, scored_file, write_lines
 from infra.chat import load_codec
 from infra.errors import ArtifactError
+from infra.files import read_json
 from infra.process import Progress, run_program
 from serving.config import EngineName, ScoreJob, ServeConfig
 from serving.engines.registry import verify_model
 
 Run = Callable[[Sequence[int], int], Any]
 STAGE = "served"
+CONFIG_NAME = "config.json"
 MODULES: dict[EngineName, str] = {"openvino": "serving.forced.openvino", "torch": "serving.forced.torch"}
 """The engines whose library gives whole distributions; of another, the server's own log-probabilities are compared."""
 
@@ -28,12 +30,13 @@ def score(job: ScoreJob) -> None:
     if manifest.model is None:
         raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the step that makes it again.")
     codec, cases = load_codec(job.model_dir), read_cases(job.cases_dir)
+    vocabulary_tokens = int(read_json(job.model_dir / CONFIG_NAME)["vocab_size"])
     reference = read_scored(job.reference_file.parent, job.reference_file.stem)
     progress = Progress(job.progress_file, "chats")
     run = _open(job)
     scored = []
     for number, case in enumerate(cases, start=1):
-        told, found = reference[case.name], encode_case(codec, case)
+        told, found = reference[case.name], encode_case(codec, case, vocabulary_tokens)
         if told.answer_ids is not None:
             case = case.model_copy(update={"greedy_ids": told.answer_ids, "has_ended": told.has_ended})
         wanted = asks(case, found, manifest.model.stop_ids[0], told) if run else []

@@ -105,7 +105,7 @@ def _difference(weight: Tensor, found: Tensor, parts: Sequence[Tensor], scale: f
     gap = (found.float() - expected).abs().max().item()
     change = found.float() - weight.float()
     factor = float((change * update).sum() / update.square().sum().clamp(min=1e-30))
-    left = float((change - factor * update).norm() / change.norm().clamp(min=1e-30))
+    left = float((change - factor * update).norm() / change.norm()) if change.any() else 1.0
     return f"{_cause(factor, left, scale)} ({1 - same:.1%} of its numbers differ, by up to {gap:.2g})"
 
 

@@ -85,7 +85,7 @@ def with_adapter(base: Stage, job: ScoreJob, adapter: Manifest) -> Stage:
 
 def run_stage(stage: Stage, cases: Sequence[Case], reference: dict[str, Scored] | None, max_new_tokens: int) -> dict[str, Scored]:
     """What one stage makes of each case; without a reference it is one itself, or the base."""
-    scored = {case.name: encode_case(stage.codec, case) for case in cases}
+    scored = {case.name: encode_case(stage.codec, case, stage.model.config.vocab_size) for case in cases}
     if stage.name != "base":
         scored |= _answers(stage, [scored[case.name] for case in cases if case.kind == "adversarial"], max_new_tokens)
     wanted: list[Ask] = []

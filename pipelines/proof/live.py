@@ -61,7 +61,9 @@ def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequenc
             return Followed(tuple(found), "", False)
         token = forced.ids[place]
         if token in stop_ids or text != codec.token_text(token):
-            likely = {codec.token_text(each): own for own, each in _likely(forced, place)}
+            likely: dict[str, float] = {}  # two tokens may have the same text, such as halves of a character
+            for own, each in sorted(_likely(forced, place)):
+                likely[codec.token_text(each)] = own
             known = (abs(logprob - likely[text]),) if text in likely else ()
             return Followed((*found, *known), _departure(text, place, forced, likely, codec, stop_ids, slack), False)
         found.append(abs(logprob - forced.logprobs[place]))

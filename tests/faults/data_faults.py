@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def _relabelled(change: Labels) -> Callable[[Place], None]:
     def harm(place: Place) -> None:
         found = {name: array.copy() for name, array in load_arrays(place.folder / TOKENS).items()}
         offsets = found["offsets"]
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, end in itertools.pairwise(offsets):
             change(found["ids"][start:end], found["supervised"][start:end])
         save_arrays(found, place.folder / TOKENS)
 

@@ -95,7 +95,9 @@ def _edit_template(place: Place) -> None:
 def _template_without_bos(place: Place) -> None:
     """The template of a tokenizer that is thought to add the BOS itself, which none of ours does."""
     path = place.folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("'<|im_start|>' + message['role']", "('' if loop.first else '<|im_start|>') + message['role']"))
+    path.write_text(
+        path.read_text().replace("'<|im_start|>' + message['role']", "('' if loop.first else '<|im_start|>') + message['role']")
+    )
 
 
 def _template_with_bos(place: Place) -> None:
@@ -178,7 +180,12 @@ FAULTS = (
     Fault("rope scaling lost", "merge", _lose_rope_scaling, "rope"),
     Fault("truncated shard", "merge", _truncate(WEIGHTS), f"{WEIGHTS}: sha256 is", is_noticed=True),
     Fault("swapped shard", "merge", _swap_file("merge", WEIGHTS), f"{WEIGHTS}: sha256 is", is_noticed=True),
-    Fault("swapped shard that the manifest knows", "merge", _swap_file("merge", WEIGHTS), "another run's|other weights than the base's|differs from the base's"),
+    Fault(
+        "swapped shard that the manifest knows",
+        "merge",
+        _swap_file("merge", WEIGHTS),
+        "another run's|other weights than the base's|differs from the base's",
+    ),
     Fault("edited chat template", INT8, _edit_template, "the chat template of openvino-int8 differs"),
     Fault("missing BOS in the template", INT8, _template_without_bos, "a BOS is missing"),
     Fault("double BOS in the template", INT8, _template_with_bos, "a BOS was added twice"),
@@ -187,5 +194,10 @@ FAULTS = (
     Fault("stale quantized model of another run", INT8, _stale(INT8), "stale, or of another run"),
     Fault("INT4 in other groups", INT4, _coarser_groups, "groups of 32, 64 is needed"),
     Fault("manifest edited", INT8, _edit_manifest, f"{OPENVINO_WEIGHTS}: sha256 is .* the manifest says", is_noticed=True),
-    Fault("answers of another model", "predict-openvino-int8", _stale("predict-openvino-int8"), "answers of another model or run"),
+    Fault(
+        "answers of another model",
+        "predict-openvino-int8",
+        _stale("predict-openvino-int8"),
+        "its answers were made of the model .*stale, or of another run",
+    ),
 )

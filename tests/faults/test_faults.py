@@ -16,7 +16,7 @@ pytestmark = pytest.mark.faults
 NUM_CLEAN_RUNS = 20
 
 
-@pytest.mark.parametrize("fault", (*data_faults.FAULTS, *model_faults.FAULTS), ids=fault_id)
+@pytest.mark.parametrize("fault", [*data_faults.FAULTS, *model_faults.FAULTS], ids=fault_id)
 def test_fault_is_caught_before_promotion_and_named(
     fault: Fault, suite: Path, model: Path, foreign: Path, request: pytest.FixtureRequest
 ) -> None:

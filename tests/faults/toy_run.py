@@ -99,8 +99,8 @@ def make_spec(folder: Path, model: Path, seed: int, asks_live: bool = False) -> 
         "dataset": {"type": "files", "train": str(folder / "train.jsonl"), "heldout": str(folder / "heldout.jsonl")},
         "train": {"precision": "fp32", "lora": {"rank": 8}, "batch_rows": 8, "epochs": 6, "learning_rate": 1e-2, "seed": seed},
         "quantize": {"formats": ["openvino-int8", "openvino-int4"]},
-        "evaluate": {"metrics": ["exact_match_text"], "max_new_tokens": 8},
-        "prove": {"heldout_prompts": 4, "max_new_tokens": 8, "live": asks_live, "seed": seed},
+        "evaluate": {"metrics": ["exact_match_text"], "max_new_tokens": 14},
+        "prove": {"heldout_prompts": 4, "max_new_tokens": 14, "live": asks_live, "seed": seed},
         # What the toy scores proves nothing; the certificate and the receipt decide here.
         "gates": {"min_score": 0, "min_gain": -1, "max_quantization_drop": 1, "min_merge_agreement": 0},
     }
