@@ -122,13 +122,13 @@ def scored_file(folder: Path, stage: str) -> Path:
 
 
 def encode_case(codec: ChatCodec, case: Case, vocabulary_tokens: int) -> Scored:
-    """The case's prompt by a stage's own codec, or why it or its model, which knows so many tokens, refuses it."""
+    """The case's prompt by a stage's own codec, or why that or its model, which knows so many tokens, refuses it."""
     try:
         ids = codec.encode(case.messages, case.tools or None, add_generation_prompt=True)
     except ConfigError as error:
         return Scored(name=case.name, refusal=error.message)
-    if max(ids, default=0) >= vocabulary_tokens:
-        return Scored(name=case.name, refusal=f"its tokenizer makes token {max(ids)} and its model knows {vocabulary_tokens}")
+    if ids and max(ids) >= vocabulary_tokens:
+        return Scored(name=case.name, refusal=f"its tokenizer gives token {max(ids)}, and its model knows {vocabulary_tokens}")
     return Scored(name=case.name, prompt_ids=tuple(ids))
 
 

@@ -163,7 +163,8 @@ def train_adapter(base: Path, name: str, folder: Path) -> ToyAdapter:
     job = FinetuneJob(output_dir=folder / "adapter", base_dir=base, tokens_dir=folder / "tokens", train=train)
     job.output_dir.mkdir()
     run_worker(job, [])
-    write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)))
+    parents = {"base": verify(base).digest, "tokens": verify(job.tokens_dir).digest}
+    write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)), parents=parents)
     merge(MergeJob(output_dir=folder / "merged", base_dir=base, adapter_dir=job.output_dir))
     return ToyAdapter(job.output_dir, folder / "merged", ADAPTER_ANSWERS[name])
 

@@ -105,13 +105,13 @@ def _difference(weight: Tensor, found: Tensor, parts: Sequence[Tensor], scale: f
     gap = (found.float() - expected).abs().max().item()
     change = found.float() - weight.float()
     factor = float((change * update).sum() / update.square().sum().clamp(min=1e-30))
-    left = float((change - factor * update).norm() / change.norm()) if change.any() else 1.0
+    left = float((change - factor * update).norm() / update.norm().clamp(min=1e-30))
     return f"{_cause(factor, left, scale)} ({1 - same:.1%} of its numbers differ, by up to {gap:.2g})"
 
 
 def _cause(factor: float, left: float, scale: float) -> str:
-    """In words: `factor` of the update is there, and a share `left` of the change is something else."""
-    if abs(factor) < 0.05 and left > 0.9:
+    """In words: `factor` of the update is there, and what else was changed is `left` times as large as the update."""
+    if abs(factor) < 0.05 and left < 0.5:
         return "the adapter's update is not in it: this layer was skipped, or the adapter was not loaded"
     if left < 0.5 and abs(factor - 1) > 0.02:
         return f"the adapter's update is in it {factor:.2f} times, scale {factor * scale:.3g} instead of {scale:.3g}: wrong alpha or rank"

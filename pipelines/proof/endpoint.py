@@ -43,14 +43,14 @@ def _ask(url: str, model_name: str, asked: tuple[Case, int]) -> LiveAnswer:
     case, max_tokens = asked
     messages = [{key: value for key, value in client_message(each).items() if key in CLIENT_KEYS} for each in case.messages]
     chat: dict[str, Any] = {"model": model_name, "messages": messages, **({"tools": list(case.tools)} if case.tools else {})}
+    sampling = {"temperature": 0, "max_tokens": max_tokens, "logprobs": True}
     try:
         told = post(url, "/tokenize", {**chat, "add_generation_prompt": True}, None)
+        answer = post(url, "/v1/chat/completions", {**chat, **sampling}, None)
     except TransientError as error:
         if " answered 4" not in error.message:
             raise
         return LiveAnswer(name=case.name, refusal=error.message)
-    sampling = {"temperature": 0, "max_tokens": max_tokens, "logprobs": True}
-    answer = post(url, "/v1/chat/completions", {**chat, **sampling}, None)
     choice = answer["choices"][0]
     tokens = (choice["logprobs"] or {"content": []})["content"]
     return LiveAnswer(

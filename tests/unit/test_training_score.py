@@ -17,7 +17,7 @@ from infra.cases import TOP_TOKENS, Ask, Case, read_scored, write_lines
 from infra.chat import load_codec
 from infra.contracts import read_manifest
 from infra.files import read_json
-from tests.conftest import ToyAdapter
+from tests.conftest import ToyAdapter, toy_row
 from training.audit import audit_merge, audit_rendering
 from training.config import ScoreJob
 from training.data.tokens import TokenRow, TokenWriter, read_token_rows, token_block
@@ -185,10 +185,10 @@ def test_audit_of_shuffled_answers_finds_other_rows(toy_base: Path, toy_tokens: 
 
 
 def test_score_of_base_adapter_and_merged_model(toy_base: Path, toy_tokens: Path, adapter: ToyAdapter, tmp_path: Path) -> None:
-    message = {"role": "user", "content": "turn the lamp on"}
+    messages = tuple(toy_row(3)["messages"][:2])
     cases = [
-        Case(name="row", kind="heldout", messages=(message,), row=0, expected_ids=(7, 2), greedy_ids=(7,), has_ended=True),
-        Case(name="short", kind="adversarial", messages=(message,)),
+        Case(name="row", kind="heldout", messages=messages, row=0, expected_ids=(7, 2), greedy_ids=(7,), has_ended=True),
+        Case(name="short", kind="adversarial", messages=messages),
     ]
     write_lines(tmp_path / "cases.jsonl", cases)
     shutil.copytree(adapter.folder.parent, tmp_path / "red")
