@@ -32,7 +32,6 @@ def score(job: ScoreJob) -> None:
     codec, cases = load_codec(job.model_dir), read_cases(job.cases_dir)
     vocabulary_tokens = int(read_json(job.model_dir / CONFIG_NAME)["vocab_size"])
     reference = read_scored(job.reference_file.parent, job.reference_file.stem)
-    vocabulary_tokens = int(read_json(job.model_dir / CONFIG_NAME)["vocab_size"])
     progress = Progress(job.progress_file, "chats")
     run = _open(job)
     scored = []
