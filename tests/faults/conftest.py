@@ -24,11 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[CAUGHT], config.stash[FALSE_ALARMS] = [], []
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """`faults: caught/all caught, false alarms: alarms/clean runs`."""
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The very last line: `faults: caught/all caught, false alarms: alarms/clean runs`."""
     caught, alarms = config.stash[CAUGHT], config.stash[FALSE_ALARMS]
     if caught or alarms:
-        terminalreporter.write_line(f"faults: {sum(caught)}/{len(caught)} caught, false alarms: {sum(alarms)}/{len(alarms)}")
+        print(f"faults: {sum(caught)}/{len(caught)} caught, false alarms: {sum(alarms)}/{len(alarms)}")
 
 
 @pytest.fixture(scope="session", autouse=True)
