@@ -77,9 +77,9 @@ def _departure(
     stops = {codec.token_text(each) for each in stop_ids}
     if text in stops:
         return f"says {text!r} at token {place} and goes on: other stop ids at the server"
-    if text in likely and max(likely.values()) - likely[text] <= slack:
+    best = forced.best_ids[place]  # which may be none of the trained model's likeliest
+    if text == codec.token_text(best) or (text in likely and max(likely.values()) - likely[text] <= slack):
         return ""
-    best = forced.best_ids[place]
     if best in stop_ids:
         return f"goes on at token {place}, where its model stops: other stop ids at the server"
     return f"says {text!r} at token {place}, where its model says {codec.token_text(best)!r}: another model is served"
