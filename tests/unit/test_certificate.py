@@ -224,6 +224,11 @@ def test_endpoint_that_says_something_else_is_named(answer: LiveAnswer, problem:
     assert follow(answer, SAID, CODEC, [STOP], 0.1).problem == problem
 
 
+def test_endpoint_may_say_its_own_likeliest_token_where_the_trained_model_would_never() -> None:
+    own = SAID.model_copy(update={"best_ids": (0, 25, STOP)})
+    assert follow(live("a", "z"), own, CODEC, [STOP], 0.1).problem == ""
+
+
 def live_checks(answer: LiveAnswer) -> dict[str, Check]:
     own = {"x": Scored(name="x", prompt_ids=(1,), forced=(SAID,))}
     spoken = {"x": Spoken((0, 1), True)}
