@@ -19,7 +19,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,13 +37,18 @@ $(NEWEST)/.installed: infra/locks/torch.txt infra/locks/train-newest.txt pyproje
 $(VLLM)/.installed: infra/locks/torch.txt infra/locks/vllm.txt pyproject.toml
 	$(call make-venv,$(VLLM),vllm)
 
+services: ## PostgreSQL for the tests of MLflow's stores, by apt-get where it is absent and we may; they are skipped without it
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends postgresql >/dev/null; } \
+	  || echo "without PostgreSQL (Debian's package postgresql) the tests of that store are skipped"
+
 demo: install ## the main job from nothing: dataset and model in, served model out (KEEP=1 goes on serving)
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
 
-test: install ## the tests, from nothing
+test: install services ## the tests, from nothing
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not faults"
 
-test-slow: install ## all tests that need no GPU, the long ones too
+test-slow: install services ## all tests that need no GPU, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu and not vllm and not faults"
 
 faults: install ## seeded faults in a small run, each to be caught and named, and clean runs, which must raise no alarm

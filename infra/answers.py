@@ -28,6 +28,8 @@ class Prompt(Config):
     """Token ids up to and including the generation prompt."""
     expected: str
     """Text of the row's own last answer."""
+    expected_ids: tuple[int, ...] = ()
+    """Token ids of that answer, its stop token included."""
     slice: str = ""
     """Named part of the held-out rows that is also scored by itself; empty for none."""
     language: str = ""

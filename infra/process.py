@@ -48,6 +48,10 @@ class TrackingTarget(Config):
 
     uri: str
     run_id: str
+    unsent_file: Path | None = None
+    """Where figures wait while the store is away; absent means in memory only."""
+    patience_s: float = 120.0
+    """How long the end of the program waits for a store that is away before it leaves figures in the file."""
 
 
 class Job(Config):

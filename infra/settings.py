@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from infra.config import Config
 from infra.errors import ConfigError
+from infra.store_address import store_address
 
 # Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
 TRAINING_ALLOCATOR = {
@@ -25,7 +26,9 @@ class Settings(Config):
     home: Path
     """Folder of artifacts, runs and the local MLflow store (`SLIPWAY_HOME`, default `.slipway` here)."""
     tracking_uri: str
-    """MLflow server (`MLFLOW_TRACKING_URI`, default sqlite in the home folder, by absolute path)."""
+    """MLflow store (`MLFLOW_TRACKING_URI`, default sqlite in the home folder, by absolute path); holds no password."""
+    artifact_root: str | None = None
+    """Where runs keep files if MLflow's store is a database (`SLIPWAY_ARTIFACT_ROOT`, for example `s3://bucket/slipway`); default here."""
     api_key: SecretStr | None = None
     """Key that the commands send to a server that asks for one (`SLIPWAY_API_KEY`)."""
     signing_key: Path | None = None
@@ -42,6 +45,13 @@ class Settings(Config):
     def staging_dir(self) -> Path:
         """Outputs of steps that have not finished; a killed step resumes from here."""
         return self.home / "staging"
+
+    @property
+    def run_files_root(self) -> str | Path | None:
+        """Where MLflow is to keep the files of runs; None where its server knows."""
+        if self.tracking_uri.startswith(("http://", "https://")):
+            return None
+        return self.artifact_root or self.home / "mlartifacts"
 
     @property
     def api_keys_file(self) -> Path:
@@ -64,10 +74,12 @@ def load_settings() -> Settings:
     home = Path(os.environ.get("SLIPWAY_HOME") or ".slipway").expanduser().absolute()
     if home.exists() and not home.is_dir():
         raise ConfigError(f"SLIPWAY_HOME={home}: this is a file; a folder is needed.")
-    default_uri = f"sqlite:///{home / 'mlflow.db'}"
+    uri, secrets = store_address(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}", "MLFLOW_TRACKING_URI")
+    os.environ.update(secrets)  # MLflow and PostgreSQL's client read them there, in the programs that we start too
     return Settings(
         home=home,
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or default_uri,
+        tracking_uri=uri,
+        artifact_root=os.environ.get("SLIPWAY_ARTIFACT_ROOT") or None,
         api_key=SecretStr(key) if (key := os.environ.get("SLIPWAY_API_KEY")) else None,
         signing_key=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_SIGNING_KEY")) else None,
         ray_address=os.environ.get("RAY_ADDRESS") or None,
@@ -109,6 +121,7 @@ def program_variables() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # metric_stream.py tries for longer, and keeps figures on disk meanwhile
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,8 +1,9 @@
 """MLflow runs: the driver makes them, workers are given an id, rank 0 logs to it.
 
 - One parent run a `slipway run`, one nested run a step; a worker never makes a run (mlflow issues 11782, 5817).
-- The local store is sqlite by absolute path, one writer at a time in practice, never the file store (mlflow issue 23525).
-- Starting must work or the run stops; a metric that cannot be logged later only warns.
+- The local store is sqlite by absolute path with a write-ahead log, so that a reader never waits for a writer; MLflow itself waits 20 s for
+  another writer. Never the file store (mlflow issue 23525).
+- Starting must work or the run stops; a metric that cannot be logged later waits on this machine's disk (metric_stream.py).
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import contextlib
 import json
 import logging
 import os
-import queue
-import threading
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
-from infra.errors import TransientError
-from infra.process import TrackingTarget
+from filelock import FileLock
+
+from infra.errors import ConfigError, TransientError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -27,23 +29,39 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM_CHARS = 6000  # MLflow's own limit for one parameter's value
 MAX_DIGEST_CHARS = 36  # and for a dataset's digest
+SQLITE = "sqlite:///"
+LOCAL_SCHEMES = ("", "file")
 log = logging.getLogger(__name__)
 
 
 def client(uri: str) -> MlflowClient:
     """A client for the store at `uri`; the import takes two seconds, so it happens here."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow while it is imported
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow"):  # after the import, which sets its own level
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = Path(uri.removeprefix(SQLITE))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(file.name + ".lock")):  # two that make the tables at once would trip over each other
+        with contextlib.closing(sqlite3.connect(file)) as store:
+            store.execute("PRAGMA journal_mode=WAL")  # stays with the file
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def ensure_experiment(mlflow: MlflowClient, name: str, artifact_dir: Path | None) -> str:
-    """The id of the experiment `name`, made when absent; `artifact_dir` is where a local store keeps its files.
+def is_shared(mlflow: MlflowClient, uri: str, run_id: str) -> bool:
+    """Whether the run's files are to be reached from other machines: the store is a server, or keeps them elsewhere than on a disk here."""
+    is_server = urlparse(uri).scheme in ("http", "https")
+    return is_server or urlparse(mlflow.get_run(run_id).info.artifact_uri).scheme not in LOCAL_SCHEMES
 
-    Raises TransientError when the store does not answer.
+
+def ensure_experiment(mlflow: MlflowClient, name: str, artifact_root: str | Path | None) -> str:
+    """The id of the experiment `name`, made when absent; `artifact_root` is where its runs' files go, absent where the server knows.
+
+    Raises TransientError when the store does not answer, ConfigError when it does not let us in.
     """
     from mlflow.exceptions import MlflowException
 
@@ -51,9 +69,14 @@ def ensure_experiment(mlflow: MlflowClient, name: str, artifact_dir: Path | None
         found = mlflow.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = artifact_dir.absolute().as_uri() if artifact_dir else None
+        location = artifact_root.absolute().as_uri() if isinstance(artifact_root, Path) else artifact_root
         return str(mlflow.create_experiment(name, artifact_location=location))
     except MlflowException as error:
+        if error.get_http_status_code() in (401, 403) or "status: 401" in str(error):
+            raise ConfigError(
+                f"the MLflow server does not let us in: {error}. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account "
+                "that may make experiments."
+            ) from error
         raise TransientError(f"the MLflow store does not answer: {error}. Check MLFLOW_TRACKING_URI, then run again.") from error
 
 
@@ -76,12 +99,12 @@ def log_params(mlflow: MlflowClient, run_id: str, config: Mapping[str, Any]) -> 
         mlflow.log_batch(run_id, params=params[start : start + 100])
 
 
-def log_metrics(mlflow: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-    """Several metrics at one step, in one request."""
+def log_metrics(mlflow: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int = 0, time_ms: int | None = None) -> None:
+    """Several metrics at one step, in one request; the same ones with the same time again change nothing."""
     from mlflow.entities import Metric
 
-    now_ms = int(time.time() * 1000)
-    mlflow.log_batch(run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in metrics.items()])
+    time_ms = int(time.time() * 1000) if time_ms is None else time_ms
+    mlflow.log_batch(run_id, metrics=[Metric(key, float(value), time_ms, step) for key, value in metrics.items()])
 
 
 def log_dataset(mlflow: MlflowClient, run_id: str, name: str, digest: str, source: Path) -> None:
@@ -100,53 +123,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-class MetricStream:
-    """Sends a worker's metrics to its run from one background thread, so that a slow server never slows a step."""
-
-    def __init__(self, target: TrackingTarget | None) -> None:
-        self._target = target
-        self._queue: queue.Queue[tuple[dict[str, Any], int | str] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._send_all, name="mlflow-metrics", daemon=True)
-        if target is not None:
-            self._thread.start()
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queues the metrics of one step; returns at once."""
-        if self._target is not None:
-            self._queue.put((dict(metrics), step))
-
-    def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
-        """Queues rows that are added to the run's table `name`; returns at once."""
-        if self._target is not None:
-            self._queue.put((columns, name))
-
-    def close(self, timeout_s: float = 30.0) -> None:
-        """Sends what is queued, at most for `timeout_s`."""
-        if self._target is not None:
-            self._queue.put(None)
-            self._thread.join(timeout_s)
-
-    def __enter__(self) -> MetricStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _send_all(self) -> None:
-        assert self._target is not None
-        mlflow = None
-        while (item := self._queue.get()) is not None:
-            values, place = item
-            try:
-                mlflow = mlflow or client(self._target.uri)
-                if isinstance(place, str):
-                    mlflow.log_table(self._target.run_id, values, place)
-                else:
-                    log_metrics(mlflow, self._target.run_id, values, place)
-            except Exception as error:  # a process edge: metrics must never stop a training run
-                log.warning("figures for %s were not logged: %s: %s", place, type(error).__name__, error)
-
-
 @contextlib.contextmanager
 def run(
     mlflow: MlflowClient, experiment_id: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
@@ -156,7 +132,19 @@ def run(
     try:
         yield run_id
     except BaseException as error:
-        mlflow.set_tag(run_id, "slipway.error", str(error)[:MAX_PARAM_CHARS])
-        mlflow.set_terminated(run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with _only_warns(f"run {run_id} is not marked as ended"):
+            mlflow.set_tag(run_id, "slipway.error", str(error)[:MAX_PARAM_CHARS])
+            mlflow.set_terminated(run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     mlflow.set_terminated(run_id)
+
+
+@contextlib.contextmanager
+def _only_warns(consequence: str) -> Iterator[None]:
+    """A store that is away must not hide the error that a run ends by."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        log.warning("%s: %s", consequence, error)

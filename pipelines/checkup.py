@@ -68,5 +68,7 @@ def _disk(settings: Settings) -> Check:
 
 
 def _store(settings: Settings) -> Check:
-    is_local = settings.tracking_uri.startswith("sqlite:")
-    return Check("tracking", True, "MLflow in sqlite, in the home folder" if is_local else "an MLflow server (MLFLOW_TRACKING_URI)")
+    is_local = settings.tracking_uri == f"sqlite:///{settings.home / 'mlflow.db'}"
+    found = "MLflow in sqlite, in the home folder" if is_local else f"MLflow at {settings.tracking_uri} (MLFLOW_TRACKING_URI)"
+    files = "" if settings.run_files_root is None else f", files of runs in {settings.run_files_root}"
+    return Check("tracking", True, found + files)

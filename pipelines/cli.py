@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import stage_commands
+from pipelines.options import AsJson, KeyFile, Model, Overrides, Quiet, SpecPath
+
 app = typer.Typer(
     name="slipway",
     help="One spec and a dataset in; a fine-tuned, quantized, proven, promoted and served LLM out.",
@@ -18,13 +21,6 @@ data_app = typer.Typer(help="Look at a dataset before training on it.", no_args_
 app.add_typer(data_app, name="data")
 keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`).", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
-
-SpecPath = Annotated[Path, typer.Argument(help="The spec file (YAML).")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A spec file, NAME@ALIAS of a registered model, or a model's folder.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one key of the spec; may be repeated.")]
-KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; api_keys.json in SLIPWAY_HOME where absent.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 
 
 @app.command()
@@ -55,6 +51,9 @@ def train(
     from pipelines import commands
 
     commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet)
+
+
+stage_commands.add_to(app)
 
 
 @app.command()

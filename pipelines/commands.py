@@ -126,11 +126,11 @@ def status(name: str | None, as_json: bool) -> None:
     """`slipway status`."""
     versions = registry.all_versions(tracking.client(load_settings().tracking_uri), name)
     if as_json:
-        print(json.dumps({"versions": [asdict(version) | {"folder": str(version.folder)} for version in versions]}))
+        print(json.dumps({"versions": [asdict(version) | _place(version) for version in versions]}))
         return
     table = Table("model", "version", "aliases", "artifact", box=None, pad_edge=False)
     for version in versions:
-        table.add_row(version.name, version.version, " ".join(f"@{alias}" for alias in version.aliases), version.folder.name)
+        table.add_row(version.name, version.version, " ".join(f"@{alias}" for alias in version.aliases), version.digest[:16])
     Console().print(table if versions else "No model is registered yet: `slipway run SPEC` registers one.")
 
 
@@ -156,11 +156,12 @@ def ui(port: int) -> None:
     """`slipway ui`."""
     settings = load_settings()
     require_free_port("127.0.0.1", port, "--port ")
-    if not settings.tracking_uri.startswith("sqlite:"):
+    root = settings.run_files_root
+    if root is None:
         print(f"the MLflow UI of this store is {settings.tracking_uri}")
         return
     settings.home.mkdir(parents=True, exist_ok=True)
-    artifacts = (settings.home / "mlartifacts").as_uri()
+    artifacts = root.as_uri() if isinstance(root, Path) else root
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts]
     print(f"MLflow UI at http://127.0.0.1:{port} (Ctrl-C stops it)", file=sys.stderr)
@@ -193,6 +194,10 @@ def bench(stack: str, arguments: list[str]) -> None:
     code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(module), check=False).returncode
     if code:
         raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")
+
+
+def _place(version: registry.RegisteredVersion) -> dict[str, str | None]:
+    return {"folder": str(version.folder) if version.is_local else None}
 
 
 def _show_plan(planned: list[runner.Planned], as_json: bool) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infra import provenance, registry, tracking
+from infra import metric_stream, provenance, registry, tracking
 from infra.errors import GateFailed
-from infra.files import read_json, write_json_atomic
+from infra.files import write_json_atomic
 from infra.settings import Settings
-from pipelines import plots, preflight, report, runner, sealing
+from pipelines import plots, preflight, promotion, registration, report, runner, sealing
 from pipelines.display import Display, candidate_table, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
 from pipelines.steps.choose import candidate_columns, chosen
-from pipelines.steps.gate import GATES_NAME
+
+log = logging.getLogger(__name__)
 
 
 def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = True, keep_serving: bool = False) -> dict[str, Any]:
@@ -36,27 +38,25 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
         rows = outcome.artifacts["rows"]
         tracking.log_dataset(tracked.client, tracked.run_id, f"{spec.name}-rows", rows.manifest.digest, rows.path)
-        gates = read_json(outcome.artifacts["gate"].path / GATES_NAME)
-        passed = all(gate["passed"] for gate in gates)
-        version = _register(spec, settings, outcome, tracked, passed)
+        if registration.has_passed(outcome):  # before it is registered, so that the signature goes wherever the model goes
+            said = {"gates": "passed", "run_id": tracked.run_id}
+            sealing.seal_promoted(settings, spec.name, chosen(outcome.artifacts), outcome.artifacts["prove"], outcome.artifacts, said)
+        version = registration.register(spec, outcome, tracked, settings)
         result = report.build(spec, tracked.run_id, outcome, version, None)
         _record(result, outcome, tracked)
+        registration.describe(spec, outcome, version, result, tracked, run_dir)
         _record_report(result, tracked, run_dir)
         display.note("")
         display.console.print(score_table(result["scores"]))
         display.note("")
         _show_candidates(result["candidates"], display)
-        display.console.print(gate_table(gates))
-        if not passed:
-            refused = [f"{gate['name']}: {gate['detail']}" for gate in gates if not gate["passed"]]
-            raise GateFailed(
-                f"{spec.name} version {version.version} was not promoted, {len(refused)} gate(s) refused it:\n  "
-                + "\n  ".join(refused)
-                + f"\nIt stays registered as @{registry.CHALLENGER}; the report is {run_dir / report.REPORT_NAME}."
-            )
+        display.console.print(gate_table(result["gates"]))
+        version = _promote(version, tracked, run_dir)
+        result["model"]["aliases"] = sorted(version.aliases)
+        _record_report(result, tracked, run_dir)
         display.note(f"\n{version.name} version {version.version} is @{registry.CHAMPION}")
         if will_serve:
-            with serving(settings, version.folder, spec.name, spec.serve) as served:
+            with serving(settings, chosen(outcome.artifacts).path, spec.name, spec.serve) as served:
                 result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, settings, display)
                 _record_report(result, tracked, run_dir)
                 _say_where(settings, run_dir, display)
@@ -79,14 +79,15 @@ def make_run_dir(spec: Spec, settings: Settings) -> Path:
 def tracked_run(spec: Spec, settings: Settings, run_dir: Path) -> Iterator[Tracked]:
     """The MLflow run of this job, ended with the state the job ends in."""
     client = tracking.client(settings.tracking_uri)
-    is_local = settings.tracking_uri.startswith("sqlite:")
-    if is_local:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    experiment_id = tracking.ensure_experiment(client, spec.experiment, settings.home / "mlartifacts" if is_local else None)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    experiment_id = tracking.ensure_experiment(client, spec.experiment, settings.run_files_root)
+    metric_stream.send_left(settings.runs_dir, settings.tracking_uri)
     with tracking.run(client, experiment_id, run_dir.name, tags={"slipway.spec_fingerprint": spec.fingerprint}) as run_id:
         tracking.log_params(client, run_id, spec.model_dump(mode="json"))
         client.log_artifact(run_id, str(run_dir / "spec.json"))
         yield Tracked(client, settings.tracking_uri, experiment_id, run_id)
+        if metric_stream.send_left(settings.runs_dir, settings.tracking_uri):
+            log.warning("figures of this run wait in %s; the next run sends them", run_dir / "unsent")
 
 
 def ask_sample(served: Served, rows_dir: Path, settings: Settings, display: Display) -> dict[str, Any]:
@@ -109,15 +110,14 @@ def wait(served: Served, display: Display) -> None:
             time.sleep(0.5)
 
 
-def _register(spec: Spec, settings: Settings, outcome: Outcome, tracked: Tracked, passed: bool) -> registry.RegisteredVersion:
-    quantized = chosen(outcome.artifacts)
-    version = registry.register(tracked.client, spec.name, quantized.path, quantized.manifest.digest, tracked.run_id)
-    registry.mark_challenger(tracked.client, version, passed)
-    if passed:
-        gates = {"gates": "passed", "run_id": tracked.run_id}
-        sealing.seal_promoted(settings, spec.name, quantized, outcome.artifacts["prove"], outcome.artifacts, gates)
-        return registry.promote(tracked.client, version)
-    return registry.lookup(tracked.client, version.name, version.version)
+def _promote(version: registry.RegisteredVersion, tracked: Tracked, run_dir: Path) -> registry.RegisteredVersion:
+    if refused := promotion.objections(version):
+        raise GateFailed(
+            f"{version.name} version {version.version} was not promoted, {len(refused)} gate(s) refused it:\n  "
+            + "\n  ".join(refused)
+            + f"\nIt stays registered as @{registry.CHALLENGER}; the report is {run_dir / report.REPORT_NAME}."
+        )
+    return promotion.promote(tracked.client, version.name, version.version)
 
 
 def _record_report(result: dict[str, Any], tracked: Tracked, run_dir: Path) -> None:

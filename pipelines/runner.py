@@ -165,7 +165,7 @@ def _make(
             work(None)
             return slot.publish()
         with tracking.run(tracked.client, tracked.experiment_id, step.name, tracked.run_id) as run_id:
-            work(TrackingTarget(uri=tracked.uri, run_id=run_id))
+            work(TrackingTarget(uri=tracked.uri, run_id=run_id, unsent_file=run_dir / "unsent" / f"{step.name}.jsonl"))
             artifact = slot.publish()
             tracked.client.set_tag(run_id, "slipway.artifact", str(artifact.path))
             tracked.client.set_tag(run_id, "slipway.digest", artifact.manifest.digest)

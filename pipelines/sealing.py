@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infra.contracts import verify
@@ -37,8 +38,8 @@ def seal_promoted(
     return seal(model.path, key, about, documents)
 
 
-def seal_by_hand(settings: Settings, folder: Path) -> Seal:
-    """Signs an artifact at a person's word. Raises what `seal_promoted` does."""
+def seal_by_hand(settings: Settings, folder: Path, said: Mapping[str, Any] = MappingProxyType({})) -> Seal:
+    """Signs an artifact at a person's word, with what is `said` of it. Raises what `seal_promoted` does."""
     manifest = verify(folder)
     key = signing_key(settings.signing_key_file, may_make=settings.signing_key is None)
-    return seal(folder, key, {"artifact_digest": manifest.digest, "by_hand": True}, {})
+    return seal(folder, key, {"artifact_digest": manifest.digest, "by_hand": True, **said}, {})

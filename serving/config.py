@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.process import Job
-from serving.formats import FormatConfig
 
 APPLICATION_NAME = "slipway"
 DEPLOYMENT_NAME = "model"
@@ -213,23 +212,6 @@ class BatchConfig(Config):
     """Rows of one file of answers, which is written whole or not at all; a kill costs each engine the few parts that it was answering."""
     ignored_fields: tuple[str, ...] = ()
     """Fields of a row that are no part of its request, labels for example; any other that is not known makes the row an error."""
-
-
-class ExportJob(Job):
-    """`python -m serving.quantize.export`: the merged model as OpenVINO reads it, weights still whole."""
-
-    merged_dir: Path
-
-
-class QuantizeJob(Job):
-    """`python -m serving.quantize.openvino` or `.bnb`: the merged model in the engine's weight format."""
-
-    merged_dir: Path
-    quantize: FormatConfig = FormatConfig()
-    exported_dir: Path | None = None
-    """For OpenVINO: the export to start from; absent means one that is made for this job alone."""
-    tokens_dir: Path | None = None
-    """Training rows as token ids, for formats that look at activations."""
 
 
 class PredictJob(Job):

@@ -1,13 +1,15 @@
-"""The forms in which a merged model can be served, and the spec's choice among them; light, for the driver reads it."""
+"""The forms in which a merged model can be served, the spec's choice among them, and the programs' jobs; light, for the driver reads it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from infra.config import Config
 from infra.contracts import WeightFacts
+from infra.process import Job
 
 WeightFormat = Literal["openvino-int8", "openvino-int4", "openvino-int4-awq", "bf16", "bnb-int8", "bnb-nf4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
@@ -70,6 +72,23 @@ class QuantizeConfig(Config):
             int4_share=self.int4_share if is_int4 else None,
             calibration_rows=self.calibration_rows if weight_format in DATA_AWARE_FORMATS else None,
         )
+
+
+class ExportJob(Job):
+    """`python -m serving.quantize.export`: the merged model as OpenVINO reads it, weights still whole."""
+
+    merged_dir: Path
+
+
+class QuantizeJob(Job):
+    """`python -m serving.quantize.openvino` or `.bnb`: the merged model in the engine's weight format."""
+
+    merged_dir: Path
+    quantize: FormatConfig = FormatConfig()
+    exported_dir: Path | None = None
+    """For OpenVINO: the export to start from; absent means one that is made for this job alone."""
+    tokens_dir: Path | None = None
+    """Training rows as token ids, for formats that look at activations."""
 
 
 def weight_problems(found: WeightFacts, asked: FormatConfig) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from infra.files import write_json_atomic
+from infra.metric_stream import MetricStream
 from infra.process import Progress, peak_rss_bytes
-from infra.tracking import MetricStream
 from training.config import FinetuneJob
 from training.flops import peak_operations_per_s
 from training.loop import StepReport, Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.config import Config
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
-from serving.config import ExportJob
+from serving.formats import ExportJob
 from serving.limits import ENGINE_OF_FORMAT
 
 

@@ -86,7 +86,8 @@ def decide(
 ) -> list[Gate]:
     """The outcome of every gate for one candidate; a slice, model or figure that was not measured does not pass."""
     evidence, reference = evidence or Evidence(), certificate["reference"]
-    margin = config.max_quantization_drops.get(served, config.max_quantization_drop)
+    margin = config.margin(served, metric, metric)
+    assert margin is not None, "the first metric always has one"
     drop = loss_of(scores, served, reference, metric)
     return [
         *score_gates(config, scores, served, metric),

@@ -9,8 +9,7 @@ from infra.contracts import Kind
 from infra.errors import ArtifactError
 from pipelines.spec import Spec
 from pipelines.step import Artifact, Step, StepContext
-from serving.config import QuantizeJob
-from serving.formats import FormatConfig, weight_problems
+from serving.formats import FormatConfig, QuantizeJob, weight_problems
 from serving.limits import ENGINE_OF_FORMAT
 
 PROGRAM_OF_ENGINE = {"openvino": "serving.quantize.openvino", "torch": "serving.quantize.bnb"}

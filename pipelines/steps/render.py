@@ -25,7 +25,7 @@ def step(spec: Spec) -> Step:
     def check(made: Artifact, inputs: Mapping[str, Artifact]) -> None:
         serveable.check_prompts(spec, inputs["base"].path, made.path)
 
-    return Step("render", 3, "tokens", config, run, needs={"rows": "dataset", "base": "base"}, check=check)
+    return Step("render", 4, "tokens", config, run, needs={"rows": "dataset", "base": "base"}, check=check)
 
 
 def run(config: RenderConfig, context: StepContext) -> None:

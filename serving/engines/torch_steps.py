@@ -222,6 +222,7 @@ def load_model(model_dir: Path, weights: EngineWeights) -> Any:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    logging.get_logger("bitsandbytes").setLevel(logging.ERROR)  # it says of every layer and step that it rounds activations
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "device_map": device}

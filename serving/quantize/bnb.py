@@ -11,8 +11,7 @@ from infra.contracts import WeightFacts, write_manifest
 from infra.errors import ArtifactError
 from infra.files import require_free_space
 from infra.process import Progress, peak_rss_bytes, run_program
-from serving.config import QuantizeJob
-from serving.formats import weight_problems
+from serving.formats import QuantizeJob, weight_problems
 from serving.quantize.export import copy_tokenizer, empty, read_merged, silence_libraries, weights_bytes
 from serving.weights import read_bnb_weights
 

@@ -18,7 +18,7 @@ from infra.contracts import Manifest, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError
 from infra.files import require_free_space
 from infra.process import Progress, run_program
-from serving.config import ExportJob
+from serving.formats import ExportJob
 
 MODEL_NAME = "openvino_model.xml"
 TOKENIZER_NAMES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")

@@ -20,8 +20,7 @@ from infra.contracts import MANIFEST_NAME, Manifest, WeightFacts, verify, write_
 from infra.errors import ArtifactError, ConfigError
 from infra.files import require_free_space
 from infra.process import Progress, peak_rss_bytes, run_program
-from serving.config import QuantizeJob
-from serving.formats import FormatConfig, weight_problems
+from serving.formats import FormatConfig, QuantizeJob, weight_problems
 from serving.quantize.calibration import calibration_inputs
 from serving.quantize.export import MODEL_NAME, empty, export_model, read_merged, silence_libraries, weights_bytes
 from serving.weights import read_openvino_weights

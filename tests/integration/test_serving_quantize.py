@@ -18,9 +18,9 @@ from infra.answers import read_answers
 from infra.contracts import read_manifest, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError
 from infra.settings import child_environment
-from serving.config import PredictJob, QuantizeJob, ServeConfig
+from serving.config import PredictJob, ServeConfig
 from serving.engines.registry import verify_model
-from serving.formats import FormatConfig, QuantizeConfig, WeightFormat
+from serving.formats import FormatConfig, QuantizeConfig, QuantizeJob, WeightFormat
 from serving.predict import predict
 from serving.quantize.calibration import training_rows
 from serving.quantize.openvino import quantize

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +49,7 @@ def test_promote_moves_champion_and_keeps_the_way_back(store: Any) -> None:
 def test_challenger_carries_the_outcome_of_its_gates(store: Any) -> None:
     client = store[0]
     version = version_of(store, "refused", "d1")
-    registry.mark_challenger(client, version, passed=False)
+    registry.mark_challenger(client, version, [{"name": "score", "passed": False, "detail": "0.1"}])
     assert registry.resolve(client, "refused", registry.CHALLENGER).version == version.version
     assert client.get_model_version("refused", version.version).tags[registry.GATES_TAG] == "refused"
     with pytest.raises(RegistryError, match="champion"):
@@ -65,6 +70,32 @@ def test_all_versions_lists_newest_first_with_aliases(store: Any) -> None:
     assert [(item.version, item.aliases) for item in found] == [("2", (registry.CHAMPION,)), ("1", ())]
 
 
+WRITER = """
+import sys
+from infra import tracking
+client = tracking.client(sys.argv[1])
+run_id = tracking.start_run(client, tracking.ensure_experiment(client, sys.argv[2], None), "writes")
+for step in range(25):
+    tracking.log_metrics(client, run_id, {"loss": 1.0}, step)
+print(run_id)
+"""
+
+
+def test_new_sqlite_store_takes_two_processes_that_open_and_write_it_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    root = Path(__file__).parents[2]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, uri, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+        for name in ("one", "two")
+    ]
+    told = [(*writer.communicate(timeout=60), writer.returncode) for writer in writers]
+    assert [code for *_, code in told] == [0, 0], told
+    client = tracking.client(uri)
+    assert [len(client.get_metric_history(out.strip(), "loss")) for out, *_ in told] == [25, 25]
+    with contextlib.closing(sqlite3.connect(tmp_path / "new" / "mlflow.db")) as store:
+        assert store.execute("PRAGMA journal_mode").fetchone() == ("wal",), "so that a reader never waits for a writer"
+
+
 def test_run_that_fails_is_marked_with_its_error(store: Any) -> None:
     client, experiment_id, _ = store
     with pytest.raises(ValueError, match="found"), tracking.run(client, experiment_id, "fails") as failed:
@@ -81,12 +112,3 @@ def test_params_of_a_nested_config_have_dotted_names(store: Any) -> None:
     with tracking.run(client, experiment_id, "params") as run_id:
         tracking.log_params(client, run_id, {"train": {"lora": {"rank": 16}}, "name": "x"})
     assert client.get_run(run_id).data.params == {"train.lora.rank": "16", "name": "x"}
-
-
-def test_metric_stream_sends_what_was_queued_before_it_closes(store: Any) -> None:
-    client, experiment_id, folder = store
-    run_id = tracking.start_run(client, experiment_id, "metrics")
-    with tracking.MetricStream(tracking.TrackingTarget(uri=f"sqlite:///{folder}/mlflow.db", run_id=run_id)) as stream:
-        for step in range(3):
-            stream.log({"loss": 3.0 - step}, step)
-    assert [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]

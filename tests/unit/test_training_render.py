@@ -67,6 +67,7 @@ def test_prompt_is_the_row_up_to_its_last_answer(codec: ChatCodec, facts: ModelF
     prompt = make_prompt(codec, {**SEVERAL_TURNS, "slice": "x", "language": "de"}, row)
     assert list(prompt.ids) == codec.encode(SEVERAL_TURNS["messages"][:-1], add_generation_prompt=True)
     assert (prompt.expected, prompt.slice, prompt.language) == ("off", "x", "de")
+    assert codec.tokenizer.decode(list(prompt.expected_ids), skip_special_tokens=False) == "off<|im_end|>"
 
 
 def test_row_longer_than_the_limit_is_dropped_and_counted(codec: ChatCodec, facts: ModelFacts) -> None:

@@ -97,10 +97,11 @@ def _answer_span(codec: ChatCodec, row: Mapping[str, Any], turn: int, ids: Seque
 def make_prompt(codec: ChatCodec, row: Mapping[str, Any], tokens: TokenRow) -> Prompt:
     """The held-out row up to its last answer, and that answer's text."""
     content = next(message for message in reversed(row["messages"]) if message["role"] == "assistant").get("content")
-    answer_ids = tokens.ids[tokens.last_answer_start : last_label(tokens)]
-    expected = content if isinstance(content, str) and content else codec.decode(answer_ids)
+    expected_ids = tokens.ids[tokens.last_answer_start : last_label(tokens) + 1]
+    expected = content if isinstance(content, str) and content else codec.decode(expected_ids[:-1])
     named = {key: row[key] for key in ("slice", "language") if key in row}
-    return Prompt(row=tokens.row, ids=tokens.ids[: tokens.last_answer_start], expected=expected, **named)
+    prompt_ids = tokens.ids[: tokens.last_answer_start]
+    return Prompt(row=tokens.row, ids=prompt_ids, expected=expected, expected_ids=expected_ids, **named)
 
 
 def preview(codec: ChatCodec, row: TokenRow) -> list[tuple[str, bool]]:
