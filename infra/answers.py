@@ -64,7 +64,7 @@ def write_prompts(folder: Path, prompts: Iterable[Prompt]) -> None:
 
 def read_prompts(folder: Path, limit_rows: int | None = None) -> list[Prompt]:
     """The prompts of a tokens artifact, the first `limit_rows` of them where given."""
-    return [Prompt.model_validate_json(line) for line in _lines(folder / PROMPTS_NAME)[:limit_rows]]
+    return [Prompt.model_validate_json(line) for line in read_lines(folder / PROMPTS_NAME)[:limit_rows]]
 
 
 def write_answers(folder: Path, answers: Iterable[Answer]) -> None:
@@ -74,7 +74,7 @@ def write_answers(folder: Path, answers: Iterable[Answer]) -> None:
 
 def read_answers(folder: Path) -> list[Answer]:
     """The answers of one model."""
-    return [Answer.model_validate_json(line) for line in _lines(folder / ANSWERS_NAME)]
+    return [Answer.model_validate_json(line) for line in read_lines(folder / ANSWERS_NAME)]
 
 
 def write_expected(folder: Path, expected: Iterable[ExpectedLogprob]) -> None:
@@ -84,7 +84,7 @@ def write_expected(folder: Path, expected: Iterable[ExpectedLogprob]) -> None:
 
 def read_expected(folder: Path) -> list[ExpectedLogprob]:
     """How likely the expected answers are under one model."""
-    return [ExpectedLogprob.model_validate_json(line) for line in _lines(folder / EXPECTED_NAME)]
+    return [ExpectedLogprob.model_validate_json(line) for line in read_lines(folder / EXPECTED_NAME)]
 
 
 def _write(path: Path, items: Iterable[Config]) -> None:
@@ -93,7 +93,8 @@ def _write(path: Path, items: Iterable[Config]) -> None:
         stream.writelines(item.model_dump_json(exclude_none=True) + "\n" for item in items)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that one of our programs wrote. Raises ArtifactError where it is absent."""
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file. Run the step that writes it again.")
     # Not splitlines(): it also cuts at U+2028 and its like, which JSON leaves inside a text.

@@ -20,6 +20,8 @@ from infra.files import read_json, sha256_file, sha256_json, write_json_atomic
 from infra.provenance import Provenance
 
 MANIFEST_NAME = "manifest.json"
+SEAL_DIR = "seal"
+"""Folder in an artifact for what is said of it later: signature, certificate, SBOM (`infra/signing.py`). The manifest leaves it out."""
 SCHEMA_VERSION: Literal[1] = 1
 UNSAFE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin.index.json")
 
@@ -118,7 +120,7 @@ def write_manifest(
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name == MANIFEST_NAME:
+        if not path.is_file() or _is_beside(name):
             continue
         if path.name.endswith(UNSAFE_SUFFIXES):
             raise ArtifactError(f"{path}: files of this type may run code when loaded. Weights are stored as safetensors.")
@@ -153,8 +155,8 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
         found = sha256_file(path)
         if found != entry.sha256:
             raise ArtifactError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}. Restore the file or run its step again.")
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST_NAME}
-    if extra := sorted(present - set(manifest.files)):
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if extra := sorted(name for name in present - set(manifest.files) if not _is_beside(name)):
         raise ArtifactError(f"{folder}: {extra} lie in the folder but not in its manifest. Remove them or run the step again.")
     return manifest
 
@@ -162,3 +164,8 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
 def has_all_files(folder: Path, manifest: Manifest) -> bool:
     """Whether every file is there with its size: the quick check a step's skip relies on; `verify` reads the bytes."""
     return all((folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes for name, entry in manifest.files.items())
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a file of an artifact is no part of what its manifest names."""
+    return name == MANIFEST_NAME or name.startswith(f"{SEAL_DIR}/")

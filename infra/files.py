@@ -26,6 +26,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -50,6 +55,12 @@ def write_text_atomic(path: Path, text: str) -> None:
     """Writes `text` so that a reader sees the old file or the new one, never half; parents are made."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """The same for bytes."""
+    with written_whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -31,6 +31,8 @@ class Settings(Config):
     """Where runs keep files if MLflow's store is a database (`SLIPWAY_ARTIFACT_ROOT`, for example `s3://bucket/slipway`); default here."""
     api_key: SecretStr | None = None
     """Key that the commands send to a server that asks for one (`SLIPWAY_API_KEY`)."""
+    signing_key: Path | None = None
+    """File of the private key that signs promoted models (`SLIPWAY_SIGNING_KEY`); absent means one in `home`, made on first use."""
     ray_address: str | None = None
     """Running Ray cluster that training joins (`RAY_ADDRESS`, `auto` or `host:port`); absent means a Ray of this machine for each run."""
 
@@ -57,6 +59,11 @@ class Settings(Config):
         return self.home / "api_keys.json"
 
     @property
+    def signing_key_file(self) -> Path:
+        """The private key, ed25519 in PEM; its public key lies beside it with the suffix `.pub`."""
+        return self.signing_key or self.home / "keys" / "signing.pem"
+
+    @property
     def runs_dir(self) -> Path:
         """One folder a run: resolved spec, logs, report."""
         return self.home / "runs"
@@ -74,6 +81,7 @@ def load_settings() -> Settings:
         tracking_uri=uri,
         artifact_root=os.environ.get("SLIPWAY_ARTIFACT_ROOT") or None,
         api_key=SecretStr(key) if (key := os.environ.get("SLIPWAY_API_KEY")) else None,
+        signing_key=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_SIGNING_KEY")) else None,
         ray_address=os.environ.get("RAY_ADDRESS") or None,
     )
 

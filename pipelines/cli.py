@@ -57,6 +57,28 @@ stage_commands.add_to(app)
 
 
 @app.command()
+def prove(
+    model: Annotated[str, typer.Argument(metavar="SPEC", help="The spec file; with --explain also NAME@ALIAS or a folder.")],
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Only tell what the certificate that is there says, in words.")] = False,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that what would be served is what was trained: the certificate, stage by stage."""
+    from pipelines import commands
+
+    commands.prove(model, overrides or [], explain=explain, as_json=json, quiet=quiet)
+
+
+@app.command()
+def sign(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's folder.")]) -> None:
+    """Sign a model's folder at your word, so that a server takes it; `slipway run` signs what it promotes."""
+    from pipelines import commands
+
+    commands.sign(folder)
+
+
+@app.command()
 def serve(model: Model, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Serve a model until Ctrl-C: a spec file's, NAME@ALIAS of the registry, or a model's folder."""
     from pipelines import commands

@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from infra import registry, tracking
-from infra.errors import ConfigError, SlipwayError
+from infra.errors import ConfigError, GateFailed, SlipwayError
 from infra.files import read_json
 from infra.network import require_free_port
 from infra.process import disk_full_as_known_error
 from infra.provenance import capture
 from infra.settings import child_environment, load_settings
-from pipelines import batches, checkup, graph, pipeline, preflight, runner, serveable, training
+from pipelines import batches, checkup, graph, pipeline, preflight, proving, runner, sealing, serveable, training
 from pipelines import serve as serving_client
 from pipelines.display import Display, estimate_table, plan_table
 from pipelines.plan import build_steps
@@ -56,6 +56,30 @@ def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet:
         console.print(estimate_table(result))
     else:
         console.print(f"\nheld-out loss {result['training']['final_heldout_loss']}\n{result['path']}", soft_wrap=True)
+
+
+def prove(named: str, overrides: list[str], explain: bool, as_json: bool, quiet: bool) -> None:
+    """`slipway prove SPEC`, or with `--explain` what is said of a spec file, NAME@ALIAS or folder already."""
+    settings = load_settings()
+    if explain:
+        certificate, signature = proving.find_certificate(named, overrides, settings)
+    else:
+        with disk_full_as_known_error():
+            certificate, signature = proving.prove(load_spec(Path(named), overrides), settings, Display(quiet)), "made when it is promoted"
+    if as_json:
+        print(json.dumps({**certificate, "signature": signature}, ensure_ascii=False))
+    else:
+        Console().print(proving.explain(certificate, signature), soft_wrap=True)
+    refused = [check["name"] + " of " + check["stage"] for check in certificate.get("checks", ()) if not check["passed"]]
+    if refused and not explain:
+        raise GateFailed(f"the certificate is refused, {len(refused)} check(s) failed: {', '.join(refused)}.")
+
+
+def sign(folder: Path) -> None:
+    """`slipway sign FOLDER`."""
+    settings = load_settings()
+    made = sealing.seal_by_hand(settings, folder)
+    Console(stderr=True).print(f"{folder} is signed by {made.key_id[:16]} ({settings.signing_key_file})", soft_wrap=True)
 
 
 def serve(name: str, overrides: list[str], quiet: bool) -> None:

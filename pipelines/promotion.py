@@ -26,7 +26,7 @@ def promote(mlflow: MlflowClient, name: str, number: str | None, forced_because:
     RegistryError when there is no such version; TransientError when someone else moved the aliases.
     """
     champion = _champion(mlflow, name)  # first: what is decided below is decided against it
-    version = registry.lookup(mlflow, name, number) if number else registry.resolve(mlflow, name, CHALLENGER)
+    version = candidate(mlflow, name, number)
     note = _note(PROMOTED_PREFIX)
     if forced_because is not None:
         note |= _note(FORCED_PREFIX, checked_reason(forced_because))
@@ -36,6 +36,11 @@ def promote(mlflow: MlflowClient, name: str, number: str | None, forced_because:
             f"responsibility: slipway promote {name} {version.version} --force --reason 'why'."
         )
     return registry.promote(mlflow, version, note, expected=champion)
+
+
+def candidate(mlflow: MlflowClient, name: str, number: str | None) -> RegisteredVersion:
+    """The version that was named, or else the challenger. Raises RegistryError when there is no such version."""
+    return registry.lookup(mlflow, name, number) if number else registry.resolve(mlflow, name, CHALLENGER)
 
 
 def rollback(mlflow: MlflowClient, name: str) -> RegisteredVersion:

@@ -17,7 +17,7 @@ from pipelines.runner import Outcome, Tracked
 from pipelines.spec import Spec
 from pipelines.steps.choose import chosen
 from pipelines.steps.gate import GATES_NAME
-from pipelines.steps.prove import CERTIFICATE_NAME
+from pipelines.steps.prove import CERTIFICATE_NAME, certificate_gates
 
 CERTIFICATE_TAG = "slipway.certificate"
 CERTIFICATE_DIGEST_TAG = "slipway.certificate.digest"
@@ -41,14 +41,33 @@ def register(spec: Spec, outcome: Outcome, tracked: Tracked, settings: Settings)
         publish if tracking.is_shared(tracked.client, tracked.uri, tracked.run_id) else None,
     )
     facts = {f"{LINEAGE_PREFIX}{name}": digest for name, digest in lineage(spec, outcome).items()}
-    registry.write_tags(tracked.client, version, facts | certificate_tags(outcome.artifacts["prove"].path))
-    registry.mark_challenger(tracked.client, version, read_json(outcome.artifacts["gate"].path / GATES_NAME))
+    registry.write_tags(tracked.client, version, facts | certificate_tags(outcome.artifacts["prove"].path, served(outcome)))
+    registry.mark_challenger(tracked.client, version, _gates(outcome))
     return registry.lookup(tracked.client, version.name, version.version)
 
 
-def certificate_tags(folder: Path) -> dict[str, str]:
-    """Whether the certificate in a step's folder holds, and the digest that names it."""
-    passed = read_json(folder / CERTIFICATE_NAME).get("passed", True)
+def has_passed(outcome: Outcome) -> bool:
+    """Whether every gate lets what was chosen pass."""
+    return all(gate["passed"] for gate in _gates(outcome))
+
+
+def _gates(outcome: Outcome) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_json(outcome.artifacts["gate"].path / GATES_NAME)
+    return found
+
+
+def served(outcome: Outcome) -> str:
+    """The weight format of what was chosen, by which certificate and gates name it."""
+    facts = chosen(outcome.artifacts).manifest.model
+    assert facts is not None
+    assert facts.quantization is not None
+    return facts.quantization
+
+
+def certificate_tags(folder: Path, served: str) -> dict[str, str]:
+    """Whether the certificate in a step's folder holds for what would be served, and the digest that names it."""
+    gates = certificate_gates(read_json(folder / CERTIFICATE_NAME), served)
+    passed = all(gate["passed"] for gate in gates)
     return {CERTIFICATE_TAG: HOLDS if passed else FAILS, CERTIFICATE_DIGEST_TAG: read_manifest(folder).digest}
 
 
@@ -66,8 +85,7 @@ def lineage(spec: Spec, outcome: Outcome) -> dict[str, str]:
 
 def describe(spec: Spec, outcome: Outcome, version: RegisteredVersion, report: Mapping[str, Any], tracked: Tracked, run_dir: Path) -> None:
     """Logs the model card to the run, and shows it as the version's description."""
-    facts = chosen(outcome.artifacts).manifest.model
-    parts = card.sections(spec, report, lineage(spec, outcome), (facts.quantization if facts else None) or "16-bit")
+    parts = card.sections(spec, report, lineage(spec, outcome), served(outcome))
     title = f"{version.name} version {version.version}"
     for path in card.write(title, parts, run_dir):
         tracked.client.log_artifact(tracked.run_id, str(path))

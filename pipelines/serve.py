@@ -45,13 +45,19 @@ class Served:
 
 @contextmanager
 def serving(settings: Settings, model_dir: Path, model_name: str, config: ServeConfig) -> Iterator[Served]:
-    """Serves the folder while the block runs, and stops it after.
+    """Serves the folder while the block runs, and stops it after; raises what `serving_in` does."""
+    with serving_in(settings.home / "serving" / f"{model_name}-{config.port}", model_dir, model_name, config) as served:
+        yield served
+
+
+@contextmanager
+def serving_in(folder: Path, model_dir: Path, model_name: str, config: ServeConfig) -> Iterator[Served]:
+    """The same with the server's own files in `folder`.
 
     Raises ConfigError when the port is taken, ArtifactError when the folder is not what its manifest says, TransientError on a late start.
     """
     config = with_engine(config, model_dir)
     require_free_port(config.host, config.port, SERVE_PORT_OPTION)
-    folder = settings.home / "serving" / f"{model_name}-{config.port}"
     folder.mkdir(parents=True, exist_ok=True)
     ready_file = folder / SERVING_NAME
     ready_file.unlink(missing_ok=True)
@@ -81,13 +87,18 @@ def with_engine(config: ServeConfig, model_dir: Path) -> ServeConfig:
 
 def chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> dict[str, Any]:
     """One chat completion. Raises TransientError when the server cannot be reached or refuses, ConfigError when it wants another key."""
-    with _post(url, body, api_key) as response:
+    return post(url, "/v1/chat/completions", body, api_key)
+
+
+def post(url: str, path: str, body: dict[str, Any], api_key: SecretStr | None) -> dict[str, Any]:
+    """The JSON answer to a JSON body; raises what `chat` does."""
+    with _post(url, path, body, api_key) as response:
         return dict(json.load(response))
 
 
 def stream_chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> Iterator[str]:
     """The pieces of text of one streamed chat completion."""
-    with _post(url, {**body, "stream": True}, api_key) as response:
+    with _post(url, "/v1/chat/completions", {**body, "stream": True}, api_key) as response:
         for line in response:
             data = line.decode().removeprefix("data: ").strip()
             if not data or data == "[DONE]":
@@ -111,8 +122,8 @@ def figures(url: str, api_key: SecretStr | None) -> str:
             raise TransientError(f"{url}/metrics ended before its answer was whole ({error}). Try again.") from error
 
 
-def _post(url: str, body: dict[str, Any], api_key: SecretStr | None) -> Any:
-    request = _request(url, "/v1/chat/completions")
+def _post(url: str, path: str, body: dict[str, Any], api_key: SecretStr | None) -> Any:
+    request = _request(url, path)
     request.data = json.dumps(body).encode()
     request.add_header("Content-Type", "application/json")
     return _open(request, api_key)

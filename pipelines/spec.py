@@ -40,6 +40,22 @@ class FilesDataset(Config):
 Dataset = Annotated[SmartHomeDataset | FilesDataset, Field(discriminator="type")]
 
 
+class ProveConfig(Config):
+    """The chats on which every stage, from the trained model to the running server, is compared."""
+
+    heldout_prompts: int = Field(16, ge=1, le=1000)
+    """Held-out rows among them, drawn by `seed`."""
+    long_tokens: int = Field(1024, ge=32)
+    """Tokens of the longest chat, or as many as the context holds; it is read once by every model."""
+    max_new_tokens: int = Field(24, ge=1, le=1024)
+    """Longest answer to the chats that are not of the dataset."""
+    live: bool = True
+    """Whether a server is started for each candidate and asked over HTTP."""
+    tolerance: float = Field(1.0, gt=0)
+    """Factor on how far log-probabilities may lie apart (`pipelines/proof/bounds.py`)."""
+    seed: int = 0
+
+
 class Spec(Config):
     """From a base model and a dataset to a served model."""
 
@@ -54,6 +70,7 @@ class Spec(Config):
     train: TrainConfig = TrainConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    prove: ProveConfig = ProveConfig()
     gates: GatesConfig = GatesConfig()
     serve: ServeConfig = ServeConfig()
     batch: BatchConfig = BatchConfig()

@@ -29,6 +29,7 @@ from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
 from serving.front.server import FrontServer
 from serving.process_tree import adopt_orphans, end_children
+from serving.trust import require_all_trusted, settled_trust
 from serving.wake import Waker
 
 READY_NAME = "serving.json"
@@ -47,11 +48,13 @@ def run(job: ServeJob) -> None:
     """Serves `job.model_dir`; writes `serving.json` into `job.output_dir` once requests are answered.
 
     Raises ArtifactError and ConfigError (a port in use, too few cores, no Python with the engine, no file of API keys, an adapter of
-    another base) before Ray starts, TransientError when start-up takes too long.
+    another base, a model that nobody trusted has signed) before Ray starts, TransientError when start-up takes too long.
     """
     started_s = time.time()
+    job = job.model_copy(update={"serve": settled_trust(job.serve)})
     for each in job.per_pool:
         require_adapters(each.serve, each.model_dir, verify_model(each.model_dir, each.serve))
+        require_all_trusted(each.model_dir, each.model_name, each.serve)
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
     job = _with_adapters(_with_keys(job))
     configs = with_cores([each.serve for each in job.per_pool])

@@ -152,6 +152,11 @@ class ServeConfig(Config):
     """Largest request body."""
     api_keys_file: Path | None = None
     """File that `slipway keys` writes; with it every request needs `Authorization: Bearer KEY`. Changes count within a second."""
+    allow_unsigned: tuple[AdapterName, ...] = ()
+    """Names of models and adapters that are served without a signature of a trusted key. Every other one must have been signed, which
+    `slipway run` does when it promotes a model, and `slipway sign FOLDER` at your word."""
+    trusted_keys_file: Path | None = None
+    """Public keys whose signatures count, one after the other in PEM; absent means the key of this machine's home folder."""
     open_paths: tuple[Literal["/health", "/metrics"], ...] = ("/health", "/metrics")
     """Paths that need no key all the same; `[]` closes them too. Probes of Kubernetes can send no key."""
     log_prompts: bool = False
@@ -222,6 +227,17 @@ class PredictJob(Job):
     """The engine, and what it may use."""
     timed_streams: tuple[int, ...] = ()
     """Numbers of requests at once at which the engine is timed; its figures go to `speed.json`."""
+
+
+class ScoreJob(Job):
+    """`python -m serving.score`: what a model makes of chats on which the stages are compared, run by the engine's library."""
+
+    model_dir: Path
+    cases_dir: Path
+    reference_file: Path
+    """What the trained model made of the same chats."""
+    serve: ServeConfig = ServeConfig()
+    """The engine, and what it may use."""
 
 
 class ServeJob(Job):

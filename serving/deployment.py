@@ -28,6 +28,7 @@ from serving.openai_api import build_api
 from serving.opening import make_service
 from serving.replica_http import FromFront, ReplicaServer
 from serving.tracing import make_tracer
+from serving.trust import require_all_trusted
 
 WARM_UP_TOKENS = 2
 ADAPTERS_LOOK_S = 0.2
@@ -63,6 +64,7 @@ class ModelReplica:
         self._name = serve.get_replica_context().replica_tag
         request_log.write_to(job.output_dir.absolute(), self._name)
         self._tracer = make_tracer(self._name)
+        require_all_trusted(job.model_dir, job.model_name, limits)
         gate = Gate(limits.max_running_requests, limits.max_queued_requests)
         self._service = make_service(job.model_dir, job.model_name, limits, gate, self._name)
         self._engine, metrics = self._service.engine, self._service.metrics

@@ -163,7 +163,8 @@ def train_adapter(base: Path, name: str, folder: Path) -> ToyAdapter:
     job = FinetuneJob(output_dir=folder / "adapter", base_dir=base, tokens_dir=folder / "tokens", train=train)
     job.output_dir.mkdir()
     run_worker(job, [])
-    write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)))
+    parents = {"base": verify(base).digest, "tokens": verify(job.tokens_dir).digest}
+    write_manifest(job.output_dir, "adapter", job.provenance, model=trained_facts(job, verify(base)), parents=parents)
     merge(MergeJob(output_dir=folder / "merged", base_dir=base, adapter_dir=job.output_dir))
     return ToyAdapter(job.output_dir, folder / "merged", ADAPTER_ANSWERS[name])
 
@@ -230,7 +231,9 @@ def start_server(
     """Starts a server; the caller waits for it and stops it. `program` is what Python is told to run."""
     folder.mkdir(parents=True)
     config = folder / "serve.json"
-    job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": {"port": port, **serve}}
+    allowed = ["toy", *serve.get("adapters", {})]  # type: ignore[call-overload]  # nothing of a test is signed unless it says so
+    settings = {"port": port, "allow_unsigned": allowed, **serve}
+    job = {"output_dir": str(folder / "out"), "model_dir": str(model_dir), "model_name": "toy", "serve": settings}
     config.write_text(json.dumps(job))
     command = [sys.executable, *program, "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment("serving"))

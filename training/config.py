@@ -276,3 +276,23 @@ class PredictJob(Job):
     """Arithmetic. In fp32 two models differ in their answers only where their weights do; bf16 adds roundings of its own."""
     limit_rows: int | None = Field(None, ge=1)
     """Only the first so many held-out rows; absent means all."""
+
+
+class ScoreJob(Job):
+    """`python -m training.score`: what base, trained and merged model make of the same chats, and whether the merge is right."""
+
+    base_dir: Path
+    adapter_dir: Path | None = None
+    """Absent where training made the whole model."""
+    merged_dir: Path
+    tokens_dir: Path
+    rows_dir: Path
+    """The rows that the tokens were rendered from."""
+    cases_dir: Path
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest answer to a chat that no model has answered yet."""
+    audited_rows: int = Field(64, ge=1)
+    """Training rows that are rendered again."""
+    audited_gb: float = Field(4.0, gt=0)
+    """Weights, in GB, that are merged again; a seeded part of the tensors where there are more."""
+    seed: int = 0

@@ -98,8 +98,17 @@ class PackModel(nn.Module):  # type: ignore[misc]
                 hidden = layer(hidden, **given)
         return hidden
 
+    def logits(self, pack: Pack) -> Tensor:
+        """(S, V): what the model says of every token in the place of each supervised one; needs the whole model on this worker."""
+        hidden = self._run_layers(self.causal_model.model.embed_tokens(pack.ids), pack)
+        found: Tensor = self.causal_model.get_output_embeddings()(self._predicting(hidden, pack))
+        return found
+
     def _losses(self, hidden: Tensor, pack: Pack) -> Tensor:
-        predicting = self.causal_model.model.norm(hidden[0].index_select(0, pack.predicting_places))
         head = self.causal_model.get_output_embeddings().weight
-        losses: Tensor = SupervisedLoss.apply(predicting, head, pack.targets)  # type: ignore[no-untyped-call]
+        losses: Tensor = SupervisedLoss.apply(self._predicting(hidden, pack), head, pack.targets)  # type: ignore[no-untyped-call]
         return losses
+
+    def _predicting(self, hidden: Tensor, pack: Pack) -> Tensor:
+        normed: Tensor = self.causal_model.model.norm(hidden[0].index_select(0, pack.predicting_places))
+        return normed

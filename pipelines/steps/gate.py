@@ -17,7 +17,7 @@ from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps import choose
 from pipelines.steps.evaluate import COMPARISONS_NAME, NOISE_NAME, SCORES_NAME
-from pipelines.steps.prove import CERTIFICATE_NAME
+from pipelines.steps.prove import CERTIFICATE_NAME, certificate_gates
 
 GATES_NAME = "gates.json"
 RECEIPT_NAME = "receipt.json"
@@ -37,7 +37,7 @@ def step(spec: Spec) -> Step:
     needs: dict[str, Kind] = {"evaluate": "scores", "prove": "certificate", "render": "tokens"}
     for name in spec.quantize.formats:
         needs |= {f"quantize-{name}": "quantized", f"predict-{name}": "answers"}
-    return Step("gate", 4, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
+    return Step("gate", 5, "gates", ChoiceConfig(gates=spec.gates, choose=spec.quantize.choose), run_named, needs=needs)
 
 
 def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepContext) -> None:
@@ -51,7 +51,7 @@ def run(names: Sequence[str], metric: str, config: ChoiceConfig, context: StepCo
             context.inputs[f"predict-{name}"].path,
             scores[name][metric],
             certificate["models"][name]["score_change"],
-            decide(config.gates, scores, certificate, name, metric, evidence_of(name, context)),
+            [*decide(config.gates, scores, certificate, name, metric, evidence_of(name, context)), *certificate_gates(certificate, name)],
         )
         for name in names
     ]

@@ -25,6 +25,7 @@ from serving.cores import require_gpus, with_cores
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
 from serving.process_tree import adopt_orphans, end_children
+from serving.trust import require_trusted, settled_trust
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; no row ever passes through it
 LOOK_INTERVAL_S = 1.0
@@ -41,6 +42,7 @@ def run(job: BatchJob) -> None:
     if job.serve.adapters:
         raise ConfigError("serve.adapters: a batch answers with one model. Set serve.adapters={}, or merge the adapter.")
     digest = verify_model(job.model_dir, job.serve).digest
+    require_trusted(job.model_dir, job.model_name, settled_trust(job.serve))
     job = _settled(job)
     _require_apart(job)
     plan = make_plan(job.input, job.batch.rows_per_part)

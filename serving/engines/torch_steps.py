@@ -206,15 +206,23 @@ def make_batch(
     max_adapters: int = 0,
     speculative: Mapping[str, Any] | None = None,
 ) -> AnyBatch:
-    """The batch of a base or merged model's folder, and of adapters on it. Raises OSError or ValueError when transformers cannot read it.
+    """The batch of a model's folder, and of adapters on it. Raises OSError or ValueError where transformers cannot read it."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    model = load_model(Path(model_dir), weights)
+    guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
+    base = Batch(model, max_running_requests, guessing=guessing)
+    return with_adapters(base, model, max_running_requests, read_adapters(adapters), max_adapters) if adapters else base
+
+
+def load_model(model_dir: Path, weights: EngineWeights) -> Any:
+    """The model of a base or merged folder. Raises OSError or ValueError when transformers cannot read it.
 
     On a CPU it computes in 32 bits, on a GPU in bfloat16; only safetensors are read.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     logging.get_logger("bitsandbytes").setLevel(logging.ERROR)  # it says of every layer and step that it rounds activations
-    if num_threads:
-        torch.set_num_threads(num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "device_map": device}
@@ -224,10 +232,7 @@ def make_batch(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = AutoModelForCausalLM.from_pretrained(Path(model_dir), **options).eval()
-    guessing = SpeculativeConfig.model_validate(speculative) if speculative else None
-    base = Batch(model, max_running_requests, guessing=guessing)
-    return with_adapters(base, model, max_running_requests, read_adapters(adapters), max_adapters) if adapters else base
+    return AutoModelForCausalLM.from_pretrained(model_dir, **options).eval()
 
 
 def with_adapters(base: Batch, model: Any, max_running_requests: int, adapters: Mapping[str, AdapterFiles], max_held: int) -> AdapterBatch:

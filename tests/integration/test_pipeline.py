@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def test_dry_run_says_what_would_run_and_starts_nothing(report: dict[str, Any], 
     assert not will_run["rows@3"]
     assert not will_run["predict-base@1"]
     assert will_run["train@4"]
-    assert will_run["gate@4"]
+    assert will_run["gate@5"]
     assert sorted((home / "runs").iterdir()) == runs_before
 
 
@@ -338,3 +339,56 @@ def wait_for_progress(staging: Path, steps: int, timeout_s: float = 120) -> None
                 return
         time.sleep(0.1)
     raise AssertionError(f"training made no progress in {timeout_s} s")
+
+
+def test_run_certifies_every_stage_of_every_candidate(report: dict[str, Any]) -> None:
+    parity = report["parity"]
+    assert parity["passed"], [check for check in parity["checks"] if not check["passed"]]
+    formats = [each["format"] for each in report["candidates"]["candidates"]]
+    stages = {check["stage"] for check in parity["checks"] if check["name"] == "prompt ids"}
+    assert stages == {"adapter", "merged", *formats, *(f"{each} live" for each in formats)}
+    told = {check["stage"]: check["figures"] for check in parity["checks"] if check["name"] == "log-probabilities"}
+    assert set(told) == {"merged", *formats, *(f"{each} live" for each in formats)}
+    assert all(figures["tokens"] > 0 for figures in told.values())
+    assert {"certificate: lineage", "certificate: prompt ids"} <= {gate["name"] for gate in report["gates"]}
+
+
+def test_prove_explains_the_certificate_of_a_spec_and_of_a_promoted_model(report: dict[str, Any], toy_spec: Path, home: Path) -> None:
+    assert report["parity"]["passed"]
+    for named, signature in ((str(toy_spec), "signature good"), ("toy@champion", "signature good, by this machine's key")):
+        done = slipway(home, "prove", named, "--explain")
+        assert done.returncode == 0, done.stderr
+        assert "certificate passed" in done.stdout
+        assert signature in done.stdout
+        assert "a failure would mean: the same chat becomes other tokens at another stage" in done.stdout
+    absent = slipway(home, "prove", str(toy_spec), "--explain", "--set", "train.seed=9")
+    assert absent.returncode == 2
+    assert "no certificate yet" in absent.stderr
+
+
+def test_promoted_model_is_signed_and_an_altered_or_unsigned_one_is_not_served(report: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    from infra.contracts import read_manifest
+    from infra.signing import check_seal, public_file, trusted_keys
+
+    private = home / "keys" / "signing.pem"
+    assert private.stat().st_mode & 0o077 == 0
+    name = report["model"]["name"]
+    folder = next(path for path in (home / "artifacts").iterdir() if read_manifest(path).digest == report["model"]["digest"])
+    seal = check_seal(folder, trusted_keys(public_file(private)))
+    assert seal.predicate["artifact_digest"] == report["model"]["digest"]
+    assert set(seal.documents) == {"certificate.json", "sbom.cdx.json"}
+    altered, unsigned = tmp_path / "altered", tmp_path / "unsigned"
+    shutil.copytree(folder, altered)
+    shutil.copytree(folder, unsigned, ignore=shutil.ignore_patterns("seal"))
+    manifest = json.loads((altered / "manifest.json").read_text())
+    manifest["model"]["stop_ids"] = [0]
+    (altered / "manifest.json").write_text(json.dumps(manifest))
+    for place, message in ((altered, "altered after it was signed"), (unsigned, "serve.allow_unsigned=[unsigned]")):
+        done = slipway(home, "serve", str(place))
+        assert done.returncode == 2, name
+        assert message in done.stderr
+    signed = slipway(home, "sign", str(unsigned))
+    assert signed.returncode == 0, signed.stderr
+    assert check_seal(unsigned, trusted_keys(public_file(private))).predicate["by_hand"]
+    shown = "".join(path.read_text(errors="replace") for path in (home / "runs").rglob("*") if path.is_file() and path.suffix != ".png")
+    assert private.read_text().splitlines()[1] not in shown

@@ -10,8 +10,9 @@ from infra.answers import Answer, ExpectedLogprob, Prompt, read_answers, read_ex
 from infra.errors import ArtifactError, ConfigError
 from infra.evaluation.metrics import find_metric
 from pipelines.measures import EvaluateConfig
+from pipelines.spec import ProveConfig
 from pipelines.steps.evaluate import as_rows, score_model
-from pipelines.steps.prove import ProveConfig, compare
+from pipelines.steps.prove import ProveIdentity, compare
 
 METRICS = [find_metric(name) for name in EvaluateConfig().metrics]
 PROMPTS = [Prompt(row=row, ids=(1,), expected='{"a":1}', slice="seen" if row < 2 else "unseen") for row in range(4)]
@@ -40,7 +41,7 @@ def test_score_model_with_an_answer_missing_is_an_error() -> None:
 
 
 def test_compare_counts_rows_answered_alike_and_lists_the_others() -> None:
-    config = ProveConfig(metric="exact_match_json", confidence=0.95)
+    config = ProveIdentity(metric="exact_match_json", confidence=0.95, max_new_tokens=8, prove=ProveConfig(), precision="f32")
     found = compare(PROMPTS, answers('{"a":1}', '{"a":1}', "x", "x"), answers('{"a":1}', '{"a":2}', "x", "x"), config)
     assert found["same_answer"]["value"] == 0.75
     assert found["num_differing"] == 1

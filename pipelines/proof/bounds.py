@@ -1,0 +1,48 @@
+"""How far the log-probabilities of two stages may lie apart, by what lies between them.
+
+Each number is a few times what was measured, so that another model or processor does not raise a false alarm, and far below what a real
+fault does; `mean` and `kl` are what a fault moves, `max` only catches what happens at single tokens.
+"""
+
+from __future__ import annotations
+
+from infra.config import Config
+
+
+class Bounds(Config):
+    """Most that may differ, in nats, over the tokens of the answers that both stages are forced through."""
+
+    mean: float
+    """Mean absolute difference of the log-probabilities of the answers' own tokens."""
+    max: float
+    """Largest of them."""
+    kl: float
+    """Mean KL divergence of the reference's distribution from the stage's."""
+    reason: str
+    """What makes up the difference."""
+
+    def times(self, factor: float) -> Bounds:
+        """The same, wider or narrower."""
+        return self.model_copy(update={name: getattr(self, name) * factor for name in ("mean", "max", "kl")})
+
+
+BOUNDS = {
+    "f32": Bounds(mean=1e-3, max=2e-2, kl=1e-4, reason="the same weights, computed in another order"),
+    "merge": Bounds(mean=3e-2, max=1.0, kl=1e-2, reason="merged weights are rounded to the 16 bits of the base"),
+    "bf16": Bounds(mean=5e-2, max=1.5, kl=2e-2, reason="weights and products of 16 bits"),
+    "int8": Bounds(mean=1e-1, max=2.5, kl=5e-2, reason="weights of 8 bits"),
+    "int4": Bounds(mean=1.5, max=20.0, kl=1.5, reason="weights of 4 bits; what they cost is the scores' to say"),
+    "live": Bounds(
+        mean=5e-2, max=1.5, kl=1e-2, reason="the server's cache holds keys and values of 8 bits, and its kernels add in another order"
+    ),
+}
+EFFECT = 5.0
+"""So many times the difference that computing in another order makes must training have changed the model."""
+
+
+def precision_of(weight_format: str) -> str:
+    """The row of `BOUNDS` for a served weight format."""
+    for mark, precision in (("int4", "int4"), ("nf4", "int4"), ("int8", "int8"), ("bf16", "bf16")):
+        if mark in weight_format:
+            return precision
+    return "f32"
