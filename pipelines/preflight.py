@@ -18,7 +18,7 @@ from serving.limits import ENGINE_OF_FORMAT
 
 MODULES_BY_ENGINE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("nncf", "openvino"), ("openvino_genai",)),
-    "torch": (("torch", "transformers", "bitsandbytes"), ("torch", "transformers", "bitsandbytes")),
+    "torch": (("torch", "transformers", "bitsandbytes", "accelerate"),) * 2,
 }
 """What quantizing for an engine and answering with it need."""
 MODULES_BY_STEP = {
@@ -26,10 +26,10 @@ MODULES_BY_STEP = {
     "train": ("torch", "peft", "ray"),
     "export": ("torch", "optimum", "openvino", "openvino_tokenizers"),
     **{f"quantize-{name}": MODULES_BY_ENGINE[engine][0] for name, engine in ENGINE_OF_FORMAT.items()},
-    **{f"predict-{name}": MODULES_BY_ENGINE[engine][1] for name, engine in ENGINE_OF_FORMAT.items()},
+    **{f"{kind}-{name}": MODULES_BY_ENGINE[engine][1] for name, engine in ENGINE_OF_FORMAT.items() for kind in ("predict", "repeat")},
     **{f"tasks-{name}": ("torch", "lm_eval") for name in ("base", "merged")},
 }
-QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers")
+QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers", "bitsandbytes")
 EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve", "lm_eval": "lm-eval"}
 # Weights are written four times at 16 bits (base, merged, and an attempt of each), twice at 32 where they are exported, and a candidate
 # takes what 16 bits do at most; a quantized GGUF grows fourfold.

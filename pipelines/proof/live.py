@@ -14,7 +14,7 @@ from pipelines.proof.answers import Spoken, greedy_forced
 from pipelines.proof.bounds import Bounds
 from pipelines.proof.checks import Check, listed
 from pipelines.proof.encodings import check_prompt_ids
-from pipelines.proof.endpoint import LiveAnswer
+from pipelines.proof.endpoint import LiveAnswer, token_label
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequenc
         if place >= len(forced.ids):
             return Followed(tuple(found), "", False)
         token = forced.ids[place]
-        if token in stop_ids or text != codec.token_text(token):
-            likely: dict[str, float] = {}  # two tokens may have the same text, such as halves of a character
-            for own, each in sorted(_likely(forced, place)):
-                likely[codec.token_text(each)] = own
+        if token in stop_ids or text != _label(codec, token):
+            likely = {_label(codec, each): own for own, each in _likely(forced, place)}
             known = (abs(logprob - likely[text]),) if text in likely else ()
             return Followed((*found, *known), _departure(text, place, forced, likely, codec, stop_ids, slack), False)
         found.append(abs(logprob - forced.logprobs[place]))
@@ -74,15 +72,15 @@ def _departure(
     text: str, place: int, forced: Forced, likely: Mapping[str, float], codec: ChatCodec, stop_ids: Sequence[int], slack: float
 ) -> str:
     """Why the endpoint may not say `text` where the trained model says something else; empty where its own model may."""
-    stops = {codec.token_text(each) for each in stop_ids}
+    stops = {_label(codec, each) for each in stop_ids}
     if text in stops:
         return f"says {text!r} at token {place} and goes on: other stop ids at the server"
     best = forced.best_ids[place]  # which may be none of the trained model's likeliest
-    if text == codec.token_text(best) or (text in likely and max(likely.values()) - likely[text] <= slack):
+    if text == _label(codec, best) or (text in likely and max(likely.values()) - likely[text] <= slack):
         return ""
     if best in stop_ids:
         return f"goes on at token {place}, where its model stops: other stop ids at the server"
-    return f"says {text!r} at token {place}, where its model says {codec.token_text(best)!r}: another model is served"
+    return f"says {text!r} at token {place}, where its model says {_label(codec, best)!r}: another model is served"
 
 
 def _ending(live: LiveAnswer, forced: Forced, stop_ids: Sequence[int], slack: float) -> tuple[str, bool]:
@@ -97,6 +95,10 @@ def _ending(live: LiveAnswer, forced: Forced, stop_ids: Sequence[int], slack: fl
     if forced.best_ids[place] in stop_ids or any(token in stop_ids and best - own <= slack for own, token in likely):
         return "", False
     return f"stops at token {place}, where its model goes on: other stop ids at the server", False
+
+
+def _label(codec: ChatCodec, token: int) -> str:
+    return token_label(codec.token_text(token), codec.token_bytes(token))
 
 
 def _likely(forced: Forced, place: int) -> list[tuple[float, int]]:

@@ -16,7 +16,7 @@ from infra.provenance import Provenance
 from pipelines.spec import Spec
 from pipelines.step import Artifact, Step
 from pipelines.steps import choose, export, predict, quantize
-from serving.formats import FormatConfig, QuantizeConfig, WeightFormat, weight_problems
+from serving.formats import CHEAPEST, FormatConfig, QuantizeConfig, WeightFormat, weight_problems
 
 
 def candidate(name: str, score: float = 0.9, megabytes: float = 100, tokens_per_s: float = 1000, refused: tuple[str, ...] = ()) -> Any:
@@ -205,3 +205,20 @@ def test_manifest_without_weight_facts_keeps_the_digest_it_had_before_there_were
     del stored["model"]["weights"]
     assert manifest.digest == sha256_json({"kind": "quantized", "model": stored["model"], "files": {}})
     assert quantized(tmp_path / "new", mode="nf4").digest != manifest.digest
+
+
+def test_plot_shows_every_candidate_at_its_size_speed_and_score() -> None:
+    from pipelines import plots
+
+    score = {"value": 0.9, "low": 0.8, "high": 0.95}
+    made = choose.choose(
+        [{**candidate(name, 0.9, size, speed), "score": score} for name, size, speed in (("a", 50, 700), ("b", 90, 400))], CHEAPEST
+    )
+    figure = plots.tradeoff(made["candidates"])
+    by_size, by_speed = figure.axes
+    for axes, places in ((by_size, [50, 90]), (by_speed, [700, 400])):
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(place, 0.9) for place in places]
+        assert [line.get_color() for line in points] == ["tab:green", "tab:blue"]
+        assert [text.get_text() for text in axes.texts] == ["a", "b"]
+        assert axes.get_xlim()[0] == 0

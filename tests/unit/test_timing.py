@@ -36,10 +36,11 @@ def test_measure_keeps_the_number_of_streams_and_takes_prompts_in_turn(num_strea
     assert figures["tokens_per_s"] > 0
 
 
-def test_measure_makes_as_many_tokens_of_every_model_whatever_would_stop_it() -> None:
+@pytest.mark.parametrize(("most_tokens", "made"), [(1000, 32), (8, 8)])
+def test_measure_makes_as_many_tokens_of_every_model_whatever_would_stop_it(most_tokens: int, made: int) -> None:
     engine = ScriptedEngine(range(100))
-    asyncio.run(measure(engine, PROMPTS, [1, 2], most_tokens=1000))
-    assert {(sampling.max_tokens, sampling.stop_ids) for _, sampling in engine.seen} == {(32, ())}
+    asyncio.run(measure(engine, PROMPTS, [1, 2], most_tokens))
+    assert {(sampling.max_tokens, sampling.stop_ids) for _, sampling in engine.seen} == {(made, ())}
 
 
 def test_time_of_a_token_leaves_out_the_first_one_which_the_prompt_costs() -> None:
