@@ -38,6 +38,7 @@ def client(uri: str) -> MlflowClient:
     """A client for the store at `uri`; the import takes two seconds, so it happens here."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow while it is imported
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where --json writes its one object
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow"):  # after the import, which sets its own level

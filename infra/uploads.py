@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from infra.contracts import MANIFEST_NAME, read_manifest, verify
+from infra.contracts import MANIFEST_NAME, has_all_files, read_manifest, verify
 from infra.errors import ArtifactError
 from infra.files import CHUNK_BYTES, read_json, write_json_atomic
 from infra.patience import patiently
@@ -121,9 +122,11 @@ def download(mlflow: MlflowClient, run_id: str, digest: str, artifacts_dir: Path
 
 def find_here(digest: str, artifacts_dir: Path) -> Path | None:
     """The artifact with this digest on this machine, made here or fetched before."""
-    for manifest in sorted(artifacts_dir.glob(f"*/{MANIFEST_NAME}")):
-        if read_manifest(manifest.parent).digest == digest:
-            return manifest.parent
+    for path in sorted(artifacts_dir.glob(f"*/{MANIFEST_NAME}")):
+        with contextlib.suppress(ArtifactError):  # of another schema, or damaged: not this one
+            manifest = read_manifest(path.parent)
+            if manifest.digest == digest and has_all_files(path.parent, manifest):
+                return path.parent
     return None
 
 

@@ -56,8 +56,12 @@ def test_what_lies_beside_the_artifact_goes_with_it_and_may_come_later(store: An
 
 
 def test_artifact_that_this_machine_has_is_not_fetched(store: Any, tmp_path: Path) -> None:
-    _, manifest = uploaded(store, tmp_path / "artifacts" / "made", {"weights": 10})
+    run_id, manifest = uploaded(store, tmp_path / "artifacts" / "made", {"weights": 10})
+    (tmp_path / "artifacts" / "broken").mkdir()
+    (tmp_path / "artifacts" / "broken" / MANIFEST_NAME).write_text("{}")
     assert uploads.download(store[0], "no such run", manifest.digest, tmp_path / "artifacts") == tmp_path / "artifacts" / "made"
+    (tmp_path / "artifacts" / "made" / "weights").unlink()
+    assert uploads.download(store[0], run_id, manifest.digest, tmp_path / "artifacts").name == f"fetched-{manifest.digest[:16]}"
 
 
 def test_manifest_that_names_a_file_elsewhere_is_refused_before_it_is_written(store: Any, tmp_path: Path) -> None:
