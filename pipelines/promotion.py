@@ -59,7 +59,7 @@ def objections(version: RegisteredVersion) -> list[str]:
     elif gates != registry.PASSED and not found:
         found.append(f"its gates: {gates}")
     certificate = version.tags.get(CERTIFICATE_TAG)
-    if certificate != HOLDS and not any(line.startswith("certificate") for line in found):
+    if certificate != HOLDS and not any(line.startswith("certificate") for line in found):  # a gate may have said it already, and why
         found.append(f"its certificate: {certificate or 'there is none'}")
     return found
 

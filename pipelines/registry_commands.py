@@ -39,7 +39,7 @@ def rollback(model: str, as_json: bool) -> None:
 def _sign(mlflow: MlflowClient, version: RegisteredVersion, settings: Settings, reason: str) -> None:
     """Signs what no gate let pass, before it is champion: a server takes nothing that nobody vouches for."""
     folder = version_folder(mlflow, version, settings)
-    sealing.seal_by_hand(settings, folder, {"name": version.name, "forced_by": lease.who_am_i(), "reason": reason})
+    sealing.seal_unless_sealed(settings, folder, {"name": version.name, "forced_by": lease.who_am_i(), "reason": reason})
     if not version.is_local:
         uploads.upload_beside(mlflow, version.run_id, folder, settings.staging_dir)
 

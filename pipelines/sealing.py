@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from infra.contracts import verify
+from infra.errors import ConfigError
 from infra.settings import Settings
-from infra.signing import Seal, seal, signing_key
+from infra.signing import Seal, UnsignedError, check_seal, public_file, seal, signing_key, trusted_keys
 from pipelines.proof.certificate import CERTIFICATE_NAME
 from pipelines.sbom import bill
 from pipelines.step import Artifact
@@ -43,3 +44,11 @@ def seal_by_hand(settings: Settings, folder: Path, said: Mapping[str, Any] = Map
     manifest = verify(folder)
     key = signing_key(settings.signing_key_file, may_make=settings.signing_key is None)
     return seal(folder, key, {"artifact_digest": manifest.digest, "by_hand": True, **said}, {})
+
+
+def seal_unless_sealed(settings: Settings, folder: Path, said: Mapping[str, Any]) -> None:
+    """Signs an artifact by hand where this machine's key has not signed it yet. Raises ArtifactError where it was altered since."""
+    try:
+        check_seal(folder, trusted_keys(public_file(settings.signing_key_file)))
+    except (UnsignedError, ConfigError):  # no signature that counts, or no key yet
+        seal_by_hand(settings, folder, said)
