@@ -19,7 +19,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm services demo test test-newest test-vllm test-slow check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +46,13 @@ demo: install ## the main job from nothing: dataset and model in, served model o
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
 
 test: install services ## the tests, from nothing
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not faults"
 
 test-slow: install services ## all tests that need no GPU, the long ones too
-	@$(BIN)/python -m pytest -m "not gpu and not vllm"
+	@$(BIN)/python -m pytest -m "not gpu and not vllm and not faults"
+
+faults: install ## seeded faults in a small run, each to be caught and named, and clean runs, which must raise no alarm
+	@$(BIN)/python -m pytest -m faults tests/faults
 
 test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
 	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py

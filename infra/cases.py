@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic import ConfigDict
+
 from infra.answers import read_lines
 from infra.chat import ChatCodec
 from infra.config import Config
@@ -49,6 +51,8 @@ class Case(Config):
 class Forced(Config):
     """What a stage thinks of an answer, each token after the true ones before it; A tokens."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # damaged weights give NaN, which JSON has no word for
+
     source: AnswerSource
     ids: tuple[int, ...]
     """(A) the answer, with its stop token where it has one."""
@@ -79,7 +83,7 @@ class Scored(Config):
     name: str
     prompt_ids: tuple[int, ...] = ()
     refusal: str = ""
-    """Why its template refuses the messages; empty where it takes them."""
+    """Why its template or its model refuses the messages; empty where they take them."""
     forced: tuple[Forced, ...] = ()
     answer_ids: tuple[int, ...] | None = None
     """Its own greedy answer without a stop token, where it was asked for one."""

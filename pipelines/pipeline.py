@@ -13,7 +13,7 @@ from infra import metric_stream, provenance, registry, tracking
 from infra.errors import GateFailed
 from infra.files import write_json_atomic
 from infra.settings import Settings
-from pipelines import plots, preflight, promotion, registration, report, runner
+from pipelines import plots, preflight, promotion, registration, report, runner, sealing
 from pipelines.display import Display, candidate_table, gate_table, score_table
 from pipelines.plan import build_steps
 from pipelines.runner import Outcome, Tracked
@@ -38,6 +38,9 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
         rows = outcome.artifacts["rows"]
         tracking.log_dataset(tracked.client, tracked.run_id, f"{spec.name}-rows", rows.manifest.digest, rows.path)
+        if registration.has_passed(outcome):  # before it is registered, so that the signature goes wherever the model goes
+            said = {"gates": "passed", "run_id": tracked.run_id}
+            sealing.seal_promoted(settings, spec.name, chosen(outcome.artifacts), outcome.artifacts["prove"], outcome.artifacts, said)
         version = registration.register(spec, outcome, tracked, settings)
         result = report.build(spec, tracked.run_id, outcome, version, None)
         _record(result, outcome, tracked)

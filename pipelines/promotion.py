@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infra import lease, registry
@@ -20,20 +19,14 @@ ROLLED_BACK_PREFIX = "slipway.rolled_back."
 MAX_REASON_CHARS = 1000
 
 
-def promote(
-    mlflow: MlflowClient,
-    name: str,
-    number: str | None,
-    forced_because: str | None = None,
-    prepare: Callable[[RegisteredVersion, dict[str, str]], object] | None = None,
-) -> RegisteredVersion:
-    """Makes a version champion, the challenger where none is named; `prepare` gets it and what is noted of it before any alias moves.
+def promote(mlflow: MlflowClient, name: str, number: str | None, forced_because: str | None = None) -> RegisteredVersion:
+    """Makes a version champion, the challenger where none is named.
 
     Raises GateFailed, with every objection, when its gates or its certificate do not allow it and nobody forces it with a reason;
     RegistryError when there is no such version; TransientError when someone else moved the aliases.
     """
     champion = _champion(mlflow, name)  # first: what is decided below is decided against it
-    version = registry.lookup(mlflow, name, number) if number else registry.resolve(mlflow, name, CHALLENGER)
+    version = candidate(mlflow, name, number)
     note = _note(PROMOTED_PREFIX)
     if forced_because is not None:
         note |= _note(FORCED_PREFIX, checked_reason(forced_because))
@@ -42,9 +35,12 @@ def promote(
             f"{name} version {version.version} is not promoted:\n  " + "\n  ".join(found) + "\nMend it and run its spec again, or take "
             f"responsibility: slipway promote {name} {version.version} --force --reason 'why'."
         )
-    if prepare is not None:
-        prepare(version, note)
     return registry.promote(mlflow, version, note, expected=champion)
+
+
+def candidate(mlflow: MlflowClient, name: str, number: str | None) -> RegisteredVersion:
+    """The version that was named, or else the challenger. Raises RegistryError when there is no such version."""
+    return registry.lookup(mlflow, name, number) if number else registry.resolve(mlflow, name, CHALLENGER)
 
 
 def rollback(mlflow: MlflowClient, name: str) -> RegisteredVersion:
@@ -63,7 +59,7 @@ def objections(version: RegisteredVersion) -> list[str]:
     elif gates != registry.PASSED and not found:
         found.append(f"its gates: {gates}")
     certificate = version.tags.get(CERTIFICATE_TAG)
-    if certificate != HOLDS:
+    if certificate != HOLDS and not any(line.startswith("certificate") for line in found):  # a gate may have said it already, and why
         found.append(f"its certificate: {certificate or 'there is none'}")
     return found
 

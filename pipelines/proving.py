@@ -73,15 +73,13 @@ def _registered(named: str, settings: Settings) -> tuple[dict[str, Any], str]:
     client = tracking.client(settings.tracking_uri)
     version = registry.resolve(client, name, alias or registry.CHAMPION)
     place = version.folder / SEAL_DIR / CERTIFICATE_NAME
-    if version.is_local and place.is_file():
+    if place.is_file():
         return dict(read_json(place)), signature_text(version.folder, settings)
     with tempfile.TemporaryDirectory() as scratch:
         if CERTIFICATE_NAME not in {item.path for item in client.list_artifacts(version.run_id)}:
             raise ArtifactError(f"{named}: version {version.version} has no certificate. `slipway prove SPEC` makes one.")
         found = Path(client.download_artifacts(version.run_id, CERTIFICATE_NAME, scratch))
-        return dict(
-            read_json(found)
-        ), "not looked at: it lies with the model in that run" if not version.is_local else "not signed: it was not promoted"
+        return dict(read_json(found)), "not signed: it was not promoted"
 
 
 def signature_text(folder: Path, settings: Settings) -> str:

@@ -12,10 +12,9 @@ from infra.files import read_json
 from infra.provenance import git_commit
 from infra.registry import RegisteredVersion
 from infra.settings import Settings
-from pipelines import card, sealing
+from pipelines import card
 from pipelines.runner import Outcome, Tracked
 from pipelines.spec import Spec
-from pipelines.step import Artifact
 from pipelines.steps.choose import chosen
 from pipelines.steps.gate import GATES_NAME
 from pipelines.steps.prove import CERTIFICATE_NAME, certificate_gates
@@ -28,11 +27,7 @@ HOLDS, FAILS = "holds", "fails"
 
 def register(spec: Spec, outcome: Outcome, tracked: Tracked, settings: Settings) -> RegisteredVersion:
     """The version of what will be served, as challenger, with the outcome of every gate, its certificate and its lineage as tags."""
-    made, certificate = chosen(outcome.artifacts), outcome.artifacts["prove"]
-    gates = read_json(outcome.artifacts["gate"].path / GATES_NAME)
-    if all(gate["passed"] for gate in gates):  # signed first, so that what other machines get is signed too
-        said = {"gates": registry.PASSED, "run_id": tracked.run_id}
-        sealing.seal_promoted(settings, spec.name, made, certificate, outcome.artifacts, said)
+    made = chosen(outcome.artifacts)
 
     def publish() -> str:
         return uploads.upload(tracked.client, tracked.run_id, made.path, settings.staging_dir)
@@ -46,19 +41,33 @@ def register(spec: Spec, outcome: Outcome, tracked: Tracked, settings: Settings)
         publish if tracking.is_shared(tracked.client, tracked.uri, tracked.run_id) else None,
     )
     facts = {f"{LINEAGE_PREFIX}{name}": digest for name, digest in lineage(spec, outcome).items()}
-    registry.write_tags(tracked.client, version, facts | certificate_tags(certificate.path, weight_format(made)))
-    registry.mark_challenger(tracked.client, version, gates)
+    registry.write_tags(tracked.client, version, facts | certificate_tags(outcome.artifacts["prove"].path, served(outcome)))
+    registry.mark_challenger(tracked.client, version, _gates(outcome))
     return registry.lookup(tracked.client, version.name, version.version)
 
 
-def weight_format(made: Artifact) -> str:
-    """The candidate's name in scores, gates and certificate."""
-    return (made.manifest.model.quantization if made.manifest.model else None) or ""
+def has_passed(outcome: Outcome) -> bool:
+    """Whether every gate lets what was chosen pass."""
+    return all(gate["passed"] for gate in _gates(outcome))
+
+
+def _gates(outcome: Outcome) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_json(outcome.artifacts["gate"].path / GATES_NAME)
+    return found
+
+
+def served(outcome: Outcome) -> str:
+    """The weight format of what was chosen, by which certificate and gates name it."""
+    facts = chosen(outcome.artifacts).manifest.model
+    assert facts is not None
+    assert facts.quantization is not None
+    return facts.quantization
 
 
 def certificate_tags(folder: Path, served: str) -> dict[str, str]:
-    """Whether the certificate in a step's folder holds for the model that is to be served, and the digest that names it."""
-    passed = all(gate["passed"] for gate in certificate_gates(read_json(folder / CERTIFICATE_NAME), served))
+    """Whether the certificate in a step's folder holds for what would be served, and the digest that names it."""
+    gates = certificate_gates(read_json(folder / CERTIFICATE_NAME), served)
+    passed = all(gate["passed"] for gate in gates)
     return {CERTIFICATE_TAG: HOLDS if passed else FAILS, CERTIFICATE_DIGEST_TAG: read_manifest(folder).digest}
 
 
@@ -76,8 +85,7 @@ def lineage(spec: Spec, outcome: Outcome) -> dict[str, str]:
 
 def describe(spec: Spec, outcome: Outcome, version: RegisteredVersion, report: Mapping[str, Any], tracked: Tracked, run_dir: Path) -> None:
     """Logs the model card to the run, and shows it as the version's description."""
-    facts = chosen(outcome.artifacts).manifest.model
-    parts = card.sections(spec, report, lineage(spec, outcome), (facts.quantization if facts else None) or "16-bit")
+    parts = card.sections(spec, report, lineage(spec, outcome), served(outcome))
     title = f"{version.name} version {version.version}"
     for path in card.write(title, parts, run_dir):
         tracked.client.log_artifact(tracked.run_id, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -13,6 +14,9 @@ from infra.contracts import MANIFEST_NAME, read_manifest
 from infra.settings import Settings
 from pipelines.spec import load_spec
 from serving.config import BatchConfig, ServeConfig
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -54,6 +58,11 @@ def find_target(model: str, overrides: list[str], settings: Settings) -> Target:
 def _registered(name: str, alias: str, options: ServingOptions, settings: Settings) -> Target:
     mlflow = tracking.client(settings.tracking_uri)
     version = registry.resolve(mlflow, name, alias)
-    folder = version.folder if version.is_local else uploads.download(mlflow, version.run_id, version.digest, settings.artifacts_dir)
+    folder = version_folder(mlflow, version, settings)
     aliases = ", ".join(f"@{item}" for item in version.aliases)
     return Target(name, folder, options.serve, options.batch, f"{name} version {version.version} ({aliases})")
+
+
+def version_folder(mlflow: MlflowClient, version: registry.RegisteredVersion, settings: Settings) -> Path:
+    """Where the version's model lies on this machine, fetched first where it does not. Raises ArtifactError or TransientError."""
+    return version.folder if version.is_local else uploads.download(mlflow, version.run_id, version.digest, settings.artifacts_dir)

@@ -220,6 +220,8 @@ class PredictJob(Job):
     model_dir: Path
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
+    score_expected: bool = False
+    """Whether it is also computed how likely the expected answers are, for the perplexity."""
     limit_rows: int | None = Field(None, ge=1)
     serve: ServeConfig = ServeConfig()
     """The engine, and what it may use."""

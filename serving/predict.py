@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from infra.answers import Answer, Prompt, read_prompts, write_answers
+from infra.answers import Answer, Prompt, read_prompts, write_answers, write_expected
 from infra.chat import ChatCodec, load_codec
 from infra.contracts import verify, write_manifest
 from infra.errors import ArtifactError
@@ -14,13 +14,15 @@ from infra.process import Progress, run_program
 from serving.config import PredictJob
 from serving.engines.base import Engine, Sampling
 from serving.engines.registry import make_engine, verify_model
+from serving.likelihood import expected_logprobs
 from serving.timing import Speed, latencies_s, measure, write_speed
 
 NUM_LATENCIES = 8  # requests that are timed alone; each costs a whole answer
 
 
 def predict(job: PredictJob) -> None:
-    """Writes the answers of `job.model_dir` to `job.output_dir`, and the engine's figures where it is timed.
+    """Writes the answers of `job.model_dir` to `job.output_dir`, the engine's figures where it is timed, and where asked how
+    likely the expected answers are.
 
     Raises ArtifactError when model or prompts are not complete.
     """
@@ -33,6 +35,8 @@ def predict(job: PredictJob) -> None:
     answers, speed = asyncio.run(_answer_and_time(job, prompts, sampling))
     job.output_dir.mkdir(parents=True, exist_ok=True)
     write_answers(job.output_dir, answers)
+    if job.score_expected and (expected := expected_logprobs(job.model_dir, job.serve, prompts)):
+        write_expected(job.output_dir, expected)
     if job.timed_streams:
         write_speed(job.output_dir, speed)
     write_manifest(job.output_dir, "answers", job.provenance, parents={"model": manifest.digest, "tokens": tokens.digest})

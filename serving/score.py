@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy
 
 from infra.cases import Ask, Forced, asks, encode_case, read_cases, read_scored, scored_file, write_lines
@@ -14,14 +9,12 @@ from infra.chat import load_codec
 from infra.errors import ArtifactError
 from infra.files import read_json
 from infra.process import Progress, run_program
-from serving.config import EngineName, ScoreJob, ServeConfig
+from serving.config import ScoreJob
 from serving.engines.registry import verify_model
+from serving.forced.opening import Run, open_model
 
-Run = Callable[[Sequence[int], int], Any]
 STAGE = "served"
 CONFIG_NAME = "config.json"
-MODULES: dict[EngineName, str] = {"openvino": "serving.forced.openvino", "torch": "serving.forced.torch"}
-"""The engines whose library gives whole distributions; of another, the server's own log-probabilities are compared."""
 
 
 def score(job: ScoreJob) -> None:
@@ -30,10 +23,10 @@ def score(job: ScoreJob) -> None:
     if manifest.model is None:
         raise ArtifactError(f"{job.model_dir}: its manifest holds no model facts. Run the step that makes it again.")
     codec, cases = load_codec(job.model_dir), read_cases(job.cases_dir)
-    reference = read_scored(job.reference_file.parent, job.reference_file.stem)
     vocabulary_tokens = int(read_json(job.model_dir / CONFIG_NAME)["vocab_size"])
+    reference = read_scored(job.reference_file.parent, job.reference_file.stem)
     progress = Progress(job.progress_file, "chats")
-    run = _open(job)
+    run = open_model(job.model_dir, job.serve)
     scored = []
     for number, case in enumerate(cases, start=1):
         told, found = reference[case.name], encode_case(codec, case, vocabulary_tokens)
@@ -58,17 +51,6 @@ def force(run: Run, ask: Ask) -> Forced:
         top_ids=ask.top_ids,
         top_logprobs=tuple(map(tuple, numpy.take_along_axis(logprobs, top, axis=1).tolist())),
     )
-
-
-def _open(job: ScoreJob) -> Run | None:
-    """The model as a function from ids to log-probabilities; None where the engine's library gives none. Raises ArtifactError."""
-    if job.serve.engine not in MODULES:
-        return None
-    make: Callable[[Path, ServeConfig], Run] = importlib.import_module(MODULES[job.serve.engine]).log_probabilities
-    try:
-        return make(job.model_dir, job.serve)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{job.model_dir}: the engine {job.serve.engine!r} cannot read it: {error}. Quantize it again.") from error
 
 
 if __name__ == "__main__":

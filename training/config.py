@@ -269,6 +269,8 @@ class PredictJob(Job):
     """Adapter to put on it, if any."""
     tokens_dir: Path
     max_new_tokens: int = Field(96, ge=1)
+    score_expected: bool = False
+    """Whether it is also computed how likely the expected answers are, for the perplexity."""
     batch_rows: int = Field(64, ge=1)
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """Arithmetic. In fp32 two models differ in their answers only where their weights do; bf16 adds roundings of its own."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from infra.answers import Answer, Prompt, read_prompts, write_answers
+from infra.answers import Answer, Prompt, read_prompts, write_answers, write_expected
 from infra.chat import ChatCodec, load_codec
 from infra.contracts import ModelFacts, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError
@@ -16,13 +16,17 @@ from training import generate
 from training.adapter import ADAPTER_NAME
 from training.config import PredictJob
 from training.folders import fresh_folder
+from training.likelihood import expected_logprobs
 from training.lora import load_tensors
 from training.model import attach_adapter, load_base
 from training.precision import compute_dtype
 
 
 def predict(job: PredictJob) -> None:
-    """Writes one answer a prompt, in the prompts' order. Raises ArtifactError where adapter and model do not belong together."""
+    """Writes one answer a prompt, in the prompts' order, and where asked how likely the expected ones are.
+
+    Raises ArtifactError where adapter and model do not belong together.
+    """
     model_manifest, tokens = verify(job.model_dir, ("base", "merged")), verify(job.tokens_dir, ("tokens",))
     parents = {"model": model_manifest.digest, "tokens": tokens.digest}
     adapter = verify(job.adapter_dir, ("adapter",)) if job.adapter_dir else None
@@ -39,6 +43,8 @@ def predict(job: PredictJob) -> None:
     prompts = read_prompts(job.tokens_dir, job.limit_rows)
     answers = answer_all(model, load_codec(job.model_dir), facts, prompts, job)
     write_answers(job.output_dir, answers)
+    if job.score_expected:
+        write_expected(job.output_dir, expected_logprobs(model, prompts))
     write_manifest(job.output_dir, "answers", job.provenance, parents=parents)
 
 

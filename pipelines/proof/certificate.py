@@ -14,7 +14,7 @@ from pipelines.proof.differences import check_effect, check_logprobs
 from pipelines.proof.encodings import check_prompt_ids, encoder_of
 from pipelines.proof.evidence import Candidate, Evidence
 from pipelines.proof.leaks import check_leaks
-from pipelines.proof.lineage import adapter_problems, check_lineage
+from pipelines.proof.lineage import adapter_problems, check_lineage, parent_problems
 from pipelines.proof.live import check_live
 from pipelines.step import Artifact
 from serving.formats import FormatConfig, weight_problems
@@ -39,11 +39,18 @@ def lineage_checks(inputs: Mapping[str, Artifact], candidates: Sequence[Candidat
     ]  # fmt: skip
     merged = inputs["merge"] if adapter else trained
     if adapter:
-        checks.append(check_lineage("merged", merged, {"base": base, "adapter": trained}, base))
+        checks.append(check_lineage("merged", merged, {"base": base, "adapter": trained}, base, answer_problems(inputs, "merged", merged)))
     for candidate in candidates:
         quantized = inputs[candidate.step]
-        checks.append(check_lineage(candidate.name, quantized, {"merged": merged}, base, weights_of(quantized.manifest, candidate.wanted)))
+        problems = [*weights_of(quantized.manifest, candidate.wanted), *answer_problems(inputs, candidate.name, quantized)]
+        checks.append(check_lineage(candidate.name, quantized, {"merged": merged}, base, problems))
     return checks
+
+
+def answer_problems(inputs: Mapping[str, Artifact], name: str, model: Artifact) -> list[str]:
+    """Whether the answers that were scored are those of this model to this run's prompts."""
+    problems = parent_problems(inputs[f"predict-{name}"].manifest, {"model": model, "tokens": inputs["render"]})
+    return [f"its answers were {problem}" for problem in problems]
 
 
 def weights_of(manifest: Manifest, wanted: FormatConfig) -> list[str]:

@@ -27,9 +27,14 @@ class LiveAnswer(Config):
     num_prompt: int = 0
     """Prompt tokens that the answer was charged."""
     tokens: tuple[str, ...] = ()
-    """Text of each token of the answer."""
+    """Each token of the answer, as `token_label` has it."""
     logprobs: tuple[float, ...] = ()
     has_ended: bool = False
+
+
+def token_label(text: str, told: Sequence[int]) -> str:
+    """A token's text, or its bytes where it is part of a character: the texts of all such tokens are alike."""
+    return bytes(told).hex(" ") if "\ufffd" in text else text
 
 
 def ask_all(url: str, model_name: str, cases: Sequence[tuple[Case, int]]) -> list[LiveAnswer]:
@@ -58,7 +63,7 @@ def _ask(url: str, model_name: str, asked: tuple[Case, int]) -> LiveAnswer:
         prompt_ids=tuple(told["tokens"]),
         context_tokens=told["max_model_len"],
         num_prompt=answer["usage"]["prompt_tokens"],
-        tokens=tuple(each["token"] for each in tokens),
+        tokens=tuple(token_label(each["token"], each["bytes"]) for each in tokens),
         logprobs=tuple(each["logprob"] for each in tokens),
         has_ended=choice["finish_reason"] != "length",
     )

@@ -14,7 +14,7 @@ from pipelines.proof.answers import Spoken, greedy_forced
 from pipelines.proof.bounds import Bounds
 from pipelines.proof.checks import Check, listed
 from pipelines.proof.encodings import check_prompt_ids
-from pipelines.proof.endpoint import LiveAnswer
+from pipelines.proof.endpoint import LiveAnswer, token_label
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequenc
         if place >= len(forced.ids):
             return Followed(tuple(found), "", False)
         token = forced.ids[place]
-        if token in stop_ids or text != codec.token_text(token):
+        if token in stop_ids or text != _label(codec, token):
             return Followed(tuple(found), _departure(text, place, forced, codec, stop_ids, slack), False)
         found.append(abs(logprob - forced.logprobs[place]))
     return Followed(tuple(found), *_ending(live, forced, stop_ids, slack))
@@ -68,16 +68,16 @@ def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequenc
 
 def _departure(text: str, place: int, forced: Forced, codec: ChatCodec, stop_ids: Sequence[int], slack: float) -> str:
     """Why the endpoint may not say `text` where the trained model says something else; empty where its own model may."""
-    stops = {codec.token_text(each) for each in stop_ids}
+    stops = {_label(codec, each) for each in stop_ids}
     if text in stops:
         return f"says {text!r} at token {place} and goes on: other stop ids at the server"
-    best = forced.best_ids[place]
+    best = forced.best_ids[place]  # which may be none of the trained model's likeliest
     known = (best, *(forced.top_ids[place] if forced.top_ids else ()))
-    if forced.gap(place, [token for token in known if codec.token_text(token) == text]) <= slack:
+    if forced.gap(place, [token for token in known if _label(codec, token) == text]) <= slack:
         return ""
     if best in stop_ids:
         return f"goes on at token {place}, where its model stops: other stop ids at the server"
-    return f"says {text!r} at token {place}, where its model says {codec.token_text(best)!r}: another model is served"
+    return f"says {text!r} at token {place}, where its model says {_label(codec, best)!r}: another model is served"
 
 
 def _ending(live: LiveAnswer, forced: Forced, stop_ids: Sequence[int], slack: float) -> tuple[str, bool]:
@@ -90,6 +90,10 @@ def _ending(live: LiveAnswer, forced: Forced, stop_ids: Sequence[int], slack: fl
     if forced.gap(place, stop_ids) <= slack:
         return "", False
     return f"stops at token {place}, where its model goes on: other stop ids at the server", False
+
+
+def _label(codec: ChatCodec, token: int) -> str:
+    return token_label(codec.token_text(token), codec.token_bytes(token))
 
 
 def _check_context(stage: str, live: Mapping[str, LiveAnswer], context_tokens: int) -> Check:

@@ -66,9 +66,13 @@ def step(spec: Spec) -> Step:
     repeated = [f"repeat-{name}" for name in candidate_names(spec) if spec.evaluate.repeated_rows]
     needs = {"render": "tokens", **dict.fromkeys((*(f"predict-{name}" for name in names), *repeated), "answers")}
     needs |= {f"tasks-{name}": "scores" for name in TASK_MODELS if spec.evaluate.lm_eval}
-    digests = {name: source_digest(name) for name in spec.evaluate.metrics if is_own(name)}
     config = ScoreConfig(evaluate=spec.evaluate, margins=margins(spec))
-    return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=digests)  # type: ignore[arg-type]
+    return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=scorer_digests(spec))  # type: ignore[arg-type]
+
+
+def scorer_digests(spec: Spec) -> dict[str, str]:
+    """Source digests of the scorers of one's own: part of the identity of whatever they score."""
+    return {name: source_digest(name) for name in spec.evaluate.metrics if is_own(name)}
 
 
 def margins(spec: Spec) -> dict[str, dict[str, float]]:
@@ -94,7 +98,8 @@ def run(names: Sequence[str], config: ScoreConfig, context: StepContext) -> None
     forgotten = task_comparisons("merged", tasks["merged"], BASE, tasks[BASE], evaluate.confidence) if tasks else []
     found = {
         SCORES_NAME: {
-            name: score_model(prompts, rows[name], evaluate) | task_scores(tasks.get(name, {}), evaluate.confidence) for name in names
+            name: score_model(prompts, rows[name], metrics, evaluate) | task_scores(tasks.get(name, {}), evaluate.confidence)
+            for name in names
         },
         COMPARISONS_NAME: [*compare_models(metrics, rows, names[1], config.margins, evaluate.confidence), *forgotten],
         DETAILS_NAME: {name: details(rows[name], evaluate.metrics) for name in names},
@@ -121,13 +126,15 @@ def as_rows(prompts: Sequence[Prompt], answers: Sequence[Answer], expected: Sequ
     return [Row(prompt.expected, answer, logprobs.get(prompt.row)) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def score_model(prompts: Sequence[Prompt], rows: Sequence[Row], config: EvaluateConfig) -> dict[str, dict[str, float]]:
+def score_model(
+    prompts: Sequence[Prompt], rows: Sequence[Row], metrics: Sequence[Metric], config: EvaluateConfig
+) -> dict[str, dict[str, float]]:
     """Each metric over all rows, then over each slice, with its interval; a metric that no row carries is left out."""
     if len(rows) < len(prompts):
         raise ConfigError(f"Found {len(rows)} answers for {len(prompts)} prompts. Answer all rows again.")
     result = {}
     slices = slice_rows(prompts, config.slices)
-    for metric in map(find_metric, config.metrics):
+    for metric in metrics:
         observed = [metric.observe(row) for row in rows]
         groups = {metric.name: observed, **{f"{metric.name}/{name}": [observed[at] for at in places] for name, places in slices.items()}}
         for key, group in groups.items():

@@ -23,6 +23,8 @@ class PredictConfig(Config):
     """Identity of a set of answers."""
 
     max_new_tokens: int
+    score_expected: bool = False
+    """Whether it is also computed how likely the expected answers are."""
 
 
 class PredictServedConfig(PredictConfig):
@@ -34,7 +36,7 @@ class PredictServedConfig(PredictConfig):
 
 def steps(spec: Spec) -> list[Step]:
     """One step a model: base, adapter if one is trained, merged and each candidate for serving."""
-    config = PredictConfig(max_new_tokens=spec.evaluate.max_new_tokens)
+    config = PredictConfig(max_new_tokens=spec.evaluate.max_new_tokens, score_expected=wants_likelihoods(spec))
 
     def node(name: str, run: Callable[[Any, StepContext], None], needs: Mapping[str, Kind]) -> Step:
         return Step(f"predict-{name}", 1, "answers", config, run, needs={"render": "tokens", **needs})
@@ -48,10 +50,17 @@ def steps(spec: Spec) -> list[Step]:
     ]
 
 
+def wants_likelihoods(spec: Spec) -> bool:
+    """Whether a metric is asked for that needs them."""
+    return "perplexity" in spec.evaluate.metrics
+
+
 def served_config(spec: Spec, weight_format: str) -> tuple[PredictServedConfig, Path | None]:
     """What decides the answers of a candidate, which the engine that would serve it gives, and that engine's Python if it has its own."""
     serve, engine = with_engine_of(spec.serve, weight_format), ENGINE_OF_FORMAT[weight_format]
-    config = PredictServedConfig(max_new_tokens=spec.evaluate.max_new_tokens, engine=engine, precision=serve.precision)
+    config = PredictServedConfig(
+        max_new_tokens=spec.evaluate.max_new_tokens, score_expected=wants_likelihoods(spec), engine=engine, precision=serve.precision
+    )
     return config, serve.engine_python if serve.engine == engine else None
 
 
@@ -85,6 +94,7 @@ def run_quantized(name: str, engine_python: Path | None, config: PredictServedCo
         model_dir=context.inputs[name].path,
         tokens_dir=context.inputs["render"].path,
         max_new_tokens=config.max_new_tokens,
+        score_expected=config.score_expected,
         serve=serving.ServeConfig(engine=config.engine, precision=config.precision, engine_python=engine_python),
         timed_streams=TIMED_STREAMS,
     )
@@ -92,5 +102,5 @@ def run_quantized(name: str, engine_python: Path | None, config: PredictServedCo
 
 
 def _run_training(config: PredictConfig, context: StepContext, **models: Any) -> None:
-    job = context.job(training.PredictJob, tokens_dir=context.inputs["render"].path, max_new_tokens=config.max_new_tokens, **models)
+    job = context.job(training.PredictJob, tokens_dir=context.inputs["render"].path, **config.model_dump(), **models)
     context.run_program("training.predict", job)

@@ -24,7 +24,7 @@ from pipelines.proof.certificate import CERTIFICATE_NAME, certificate_gates, che
 from pipelines.proof.evidence import MODEL_NAME, Candidate, choose_cases, gather
 from pipelines.spec import ProveConfig, Spec
 from pipelines.step import Step, StepContext
-from pipelines.steps.evaluate import model_names
+from pipelines.steps.evaluate import model_names, scorer_digests
 from serving.formats import WeightFormat
 from serving.limits import with_engine_of
 
@@ -72,7 +72,7 @@ def step(spec: Spec) -> Step:
     needs |= {"merge": "merged"} if has_adapter else {}
     needs |= {candidate.step: "quantized" for candidate in candidates}
     needs |= {f"predict-{name}": "answers" for name in (base, *models)}
-    return Step("prove", 3, "certificate", config, partial(run, plan), needs=needs)
+    return Step("prove", 3, "certificate", config, partial(run, plan), needs=needs, source_digests=scorer_digests(spec))
 
 
 def _candidate(spec: Spec, name: WeightFormat) -> Candidate:

@@ -129,6 +129,7 @@ def test_artifact_changed_in_the_store_is_refused_and_leaves_nothing(database: s
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_on_postgresql_one_wins(database: str, bucket: str, tmp_path: Path) -> None:
     client = tracking.client(database)
     for seed in (1, 2):

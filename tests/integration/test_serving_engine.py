@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import openvino_genai
 import pytest
 
-from infra.answers import Prompt, read_answers, write_prompts
+from infra.answers import Prompt, read_answers, read_expected, write_prompts
 from infra.chat import load_codec
 from infra.contracts import verify, write_manifest
 from infra.provenance import Provenance
@@ -153,6 +153,23 @@ def test_predict_answers_in_the_order_of_the_prompts(toy_quantized: Path, tmp_pa
         return await collect(engine, prompts[7].ids, Sampling(max_tokens=7, stop_ids=facts.stop_ids))
 
     assert list(answers[7].ids) == with_engine(toy_quantized, alone)[0]
+
+
+def test_predict_tells_how_likely_expected_answers_are_to_the_served_model(
+    toy_quantized: Path, toy_base: Path, toy_tokens: Path, tmp_path: Path
+) -> None:
+    from training import config as training
+    from training.predict import predict as predict_trained
+
+    shared = {"tokens_dir": toy_tokens, "max_new_tokens": 1, "score_expected": True}
+    predict(PredictJob(output_dir=tmp_path / "served", model_dir=toy_quantized, **shared))
+    predict_trained(training.PredictJob(output_dir=tmp_path / "trained", model_dir=toy_base, **shared))
+    served, trained = read_expected(tmp_path / "served"), read_expected(tmp_path / "trained")
+    assert [(each.row, each.num_tokens) for each in served] == [(each.row, each.num_tokens) for each in trained]
+    for one, other in zip(served, trained, strict=True):
+        # INT8 weights and bf16 sums move a token of the random toy by 0.1; tokens of another row would move it by several.
+        assert one.logprob_sum / one.num_tokens == pytest.approx(other.logprob_sum / other.num_tokens, abs=0.15)
+    assert len({round(each.logprob_sum, 2) for each in served}) > 1
 
 
 def test_quantize_tampered_model_exits_2_naming_file_and_digests(toy_base: Path, tmp_path: Path) -> None:

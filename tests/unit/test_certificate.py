@@ -19,7 +19,7 @@ from pipelines.proof.certificate import certificate_gates
 from pipelines.proof.checks import MEANINGS, Check
 from pipelines.proof.differences import check_effect, check_logprobs, differences, kl
 from pipelines.proof.encodings import Encoder, check_prompt_ids
-from pipelines.proof.endpoint import LiveAnswer
+from pipelines.proof.endpoint import LiveAnswer, token_label
 from pipelines.proof.leaks import check_leaks
 from pipelines.proof.lineage import adapter_problems, config_problems, fact_problems, parent_problems, stop_problems
 from pipelines.proof.live import check_live, follow
@@ -193,10 +193,15 @@ class Letters:
     """Token ids as letters, the stop token as `<end>`."""
 
     def token_text(self, token: int) -> str:
-        return "<end>" if token == STOP else chr(ord("a") + token)
+        return "<end>" if token == STOP else "\ufffd" if token >= HALVES else chr(ord("a") + token)
+
+    def token_bytes(self, token: int) -> list[int]:
+        return [token] if token >= HALVES else list(self.token_text(token).encode())
 
 
 CODEC: Any = Letters()
+HALVES = 0x80
+"""From here on tokens are parts of characters, whose texts are all alike."""
 SAID = forced((0, 1, STOP), (-0.1, -0.2, -0.3))
 
 
@@ -222,6 +227,19 @@ def test_endpoint_that_says_what_its_model_says_is_followed_to_the_end() -> None
 )
 def test_endpoint_that_says_something_else_is_named(answer: LiveAnswer, problem: str) -> None:
     assert follow(answer, SAID, CODEC, [STOP], 0.1).problem == problem
+
+
+def test_endpoint_that_says_another_part_of_a_character_has_left_the_answer() -> None:
+    own = forced((0xE2, 1, STOP), (-0.1, -0.2, -0.3))
+    same = follow(live(token_label("\ufffd", [0xE2]), "b"), own, CODEC, [STOP], 0.1)
+    other = follow(live(token_label("\ufffd", [0xC3]), "z"), own, CODEC, [STOP], 0.1)
+    assert (same.problem, same.is_same) == ("", True)
+    assert other.problem == "says 'c3' at token 0, where its model says 'e2': another model is served"
+
+
+def test_endpoint_may_say_its_own_likeliest_token_where_the_trained_model_would_never() -> None:
+    own = SAID.model_copy(update={"best_ids": (0, 25, STOP)})
+    assert follow(live("a", "z"), own, CODEC, [STOP], 0.1).problem == ""
 
 
 def live_checks(answer: LiveAnswer) -> dict[str, Check]:

@@ -127,7 +127,8 @@ def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: di
     certificate.mkdir()
     change = {"value": -0.025, "low": -0.09, "high": 0.04, "n": 40}
     models = {"merged": {"same_answer": {"value": 1.0}}, "openvino-int8": {"score_change": change}}
-    write_json_atomic(certificate / "certificate.json", {"reference": "adapter", "models": models})
+    check = {"name": "answers", "stage": "openvino-int8", "passed": True, "compared": "", "found": ""}
+    write_json_atomic(certificate / "certificate.json", {"reference": "adapter", "models": models, "checks": [check]})
     quantized = tmp_path / "quantize"
     quantized.mkdir()
     (quantized / "model.bin").write_bytes(b"0" * 1000)

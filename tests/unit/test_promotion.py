@@ -185,6 +185,12 @@ def test_promote_of_a_refused_version_says_every_objection_and_how_to_force_it(s
     assert pointed(store, "refused") == (None, None)
 
 
+def test_certificate_that_a_gate_refused_is_not_told_twice(store: Any) -> None:
+    gate = {"name": "certificate: answers", "passed": False, "detail": "another model is served"}
+    (version,) = versions_of(store, "told-once", 1, [gate], certificate="fails")
+    assert promotion.objections(version) == ["certificate: answers: another model is served"]
+
+
 def test_promote_by_force_keeps_who_when_and_why(store: Any) -> None:
     client = store[0]
     versions_of(store, "forced", 1, REFUSED)

@@ -8,11 +8,13 @@ import pytest
 
 from infra.answers import Answer, ExpectedLogprob, Prompt, read_answers, read_expected, write_answers, write_expected
 from infra.errors import ArtifactError, ConfigError
+from infra.evaluation.metrics import find_metric
 from pipelines.measures import EvaluateConfig
 from pipelines.spec import ProveConfig
 from pipelines.steps.evaluate import as_rows, score_model
 from pipelines.steps.prove import ProveIdentity, compare
 
+METRICS = [find_metric(name) for name in EvaluateConfig().metrics]
 PROMPTS = [Prompt(row=row, ids=(1,), expected='{"a":1}', slice="seen" if row < 2 else "unseen") for row in range(4)]
 
 
@@ -21,7 +23,7 @@ def answers(*texts: str) -> list[Answer]:
 
 
 def test_score_model_gives_each_metric_over_all_rows_and_each_slice() -> None:
-    scores = score_model(PROMPTS, as_rows(PROMPTS, answers('{"a":1}', '{ "a" : 1 }', '{"a":2}', "no")), EvaluateConfig())
+    scores = score_model(PROMPTS, as_rows(PROMPTS, answers('{"a":1}', '{ "a" : 1 }', '{"a":2}', "no")), METRICS, EvaluateConfig())
     assert {key: (score["value"], score["n"]) for key, score in scores.items()} == {
         "exact_match_json": (0.5, 4),
         "exact_match_json/seen": (1.0, 2),
@@ -35,7 +37,7 @@ def test_score_model_gives_each_metric_over_all_rows_and_each_slice() -> None:
 
 def test_score_model_with_an_answer_missing_is_an_error() -> None:
     with pytest.raises(ConfigError, match="4"):
-        score_model(PROMPTS, as_rows(PROMPTS, answers("x")), EvaluateConfig())
+        score_model(PROMPTS, as_rows(PROMPTS, answers("x")), METRICS, EvaluateConfig())
 
 
 def test_compare_counts_rows_answered_alike_and_lists_the_others() -> None:

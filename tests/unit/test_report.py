@@ -43,7 +43,7 @@ def made() -> dict[str, Any]:
     return {
         "run_id": "r",
         "model": {"name": "toy", "version": "1", "aliases": [], "digest": "d" * 64},
-        "scores": {name: score_model(PROMPTS, found, config) for name, found in rows.items()},
+        "scores": {name: score_model(PROMPTS, found, metrics, config) for name, found in rows.items()},
         "comparisons": compare_models(metrics, rows, "adapter", {"int8": {"accuracy": 0.02}}, 0.95),
         "details": {name: details(found, METRICS) for name, found in rows.items()},
         "noise": {"int8": {**noise, "said": told(noise)}},
