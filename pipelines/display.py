@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 PLAIN_INTERVAL_S = 15.0
 MODEL_ORDER = ("base", "adapter", "merged")  # then the served format
@@ -101,7 +101,9 @@ def score_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tabl
     metrics = dict.fromkeys(
         (metric, found["n"]) for by_metric in scores.values() for metric, found in by_metric.items() if "=" not in metric
     )
-    table = Table("score", "rows", *scores, box=None, pad_edge=False)
+    # A name that does not fit goes on in the next line: cut off, several candidates or slices would look alike.
+    columns = [Column(name, overflow="fold") for name in ("score", "rows", *scores)]
+    table = Table(*columns, box=None, pad_edge=False)
     for metric, n in metrics:
         found = [by_metric.get(metric) for by_metric in scores.values()]
         table.add_row(metric, f"{n:g}", *(f"{it['value']:.3f} ({it['low']:.3f}-{it['high']:.3f})" if it else "-" for it in found))

@@ -81,7 +81,7 @@ def tradeoff(candidates: Sequence[Mapping[str, Any]]) -> Figure:
             axes.errorbar([place], [score["value"]], yerr=spread, fmt="o", capsize=4, color=color)
             axes.annotate(each["format"], (place, score["value"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
         axes.set_xlabel(label)
-        axes.set_xlim(0, 1.3 * max(each[key] / unit for each in candidates))
+        axes.set_xlim(0, 1.5 * max(each[key] / unit for each in candidates))
     left.set_ylabel("score; green: chosen, red: refused")
     return figure
 
