@@ -117,6 +117,14 @@ def test_logprobs_within_the_bounds_pass_and_just_beyond_are_refused() -> None:
     assert "another run's, a damaged or swapped file" in check.cause
 
 
+@pytest.mark.parametrize("name", ["mean", "max", "kl"])
+def test_logprobs_beyond_one_bound_alone_are_refused(name: str) -> None:
+    bounds = BOUNDS["f32"].model_copy(update={"mean": 9.0, "max": 9.0, "kl": 9.0})
+    one, other = scored(-1.0, -2.0), scored(-1.5, -2.0)
+    assert check_logprobs("m", one, other, {}, bounds, "adapter").passed
+    assert not check_logprobs("m", one, other, {}, bounds.model_copy(update={name: 0.0}), "adapter").passed
+
+
 @pytest.mark.parametrize(
     ("stage", "cause"),
     [
