@@ -50,9 +50,11 @@ class QuantizeConfig(Config):
     those within 10% of that the one with the best score. Or the name of a candidate, which then must pass."""
     group_size: int = Field(64, ge=16, le=1024)
     """For 4 bits: numbers of a row that share one scale. It must divide the model's sizes; a smaller one costs bytes and loses less."""
-    int4_share: float = Field(1.0, gt=0, le=1)
-    """For 4 bits: share of the layers' weights that get them, the most sensitive last; the rest gets 8, like embeddings and output."""
-    calibration_rows: int = Field(128, ge=8, le=4096)
+    int4_share: float = Field(0.8, gt=0, le=1)
+    """For 4 bits: share of the layers' weights that get them; the rest, the most sensitive, gets 8, like embeddings and output.
+    Of 300 smart-home rows (135M) 16 bits score 0.990; without data 0.973 with all and 0.977 with 0.8 of them, looking at data 0.980 and
+    0.990, for 95 and 105 MB."""
+    calibration_rows: int = Field(64, ge=8, le=4096)
     """For `openvino-int4-awq`: training rows, spread over the split, whose activations decide scales."""
 
     @model_validator(mode="after")

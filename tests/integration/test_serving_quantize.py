@@ -27,7 +27,7 @@ from serving.quantize.openvino import quantize
 from serving.weights import read_openvino_weights
 
 GROUP_SIZE = 32
-CONFIG = QuantizeConfig(group_size=GROUP_SIZE, calibration_rows=16)
+CONFIG = QuantizeConfig(group_size=GROUP_SIZE, int4_share=1.0, calibration_rows=16)
 Make = Callable[[WeightFormat], Path]
 
 

@@ -127,7 +127,7 @@ def test_option_changes_only_the_candidates_that_it_concerns() -> None:
         second = first.model_copy(update=options)
         return [name for name in formats if first.of(name) != second.of(name)]
 
-    assert changed(group_size=32) == changed(int4_share=0.8) == ["openvino-int4", "openvino-int4-awq"]
+    assert changed(group_size=32) == changed(int4_share=0.5) == ["openvino-int4", "openvino-int4-awq"]
     assert changed(calibration_rows=16) == ["openvino-int4-awq"]
 
 
