@@ -43,14 +43,26 @@ def check_live(
 ) -> list[Check]:
     """The checks of one endpoint; `scored` is its model's, and `spoken` what the trained model answers."""
     ids = {name: Scored(name=name, prompt_ids=each.prompt_ids, refusal=each.refusal) for name, each in live.items()}
-    followed: dict[str, Followed] = {}
+    paths: dict[str, Forced] = {}
     for case in cases:
         if case.name in spoken and not live[case.name].refusal:
             forced = greedy_forced(scored[case.name], spoken[case.name], stop_ids)
             if forced is not None:
-                followed[case.name] = follow(live[case.name], forced, codec, stop_ids, 2 * bounds.max)
+                paths[case.name] = forced
+    slack = 2 * bounds.max
+    loosely = [follow(live[name], forced, codec, stop_ids, slack) for name, forced in paths.items()]
+    slack = min(slack, tie_slack([value for each in loosely for value in each.differences], bounds))
+    followed = {name: follow(live[name], forced, codec, stop_ids, slack) for name, forced in paths.items()}
     prompts = check_prompt_ids(stage, cases, trained, ids, None)
     return [prompts, _check_context(stage, live, context_tokens), _check_logprobs(stage, followed, bounds), _check_answers(stage, followed)]
+
+
+def tie_slack(differences: Sequence[float], bounds: Bounds) -> float:
+    """Nats within which two tokens may change places: four times the largest difference seen, since others may be larger, and some more.
+
+    A fixed width lets a faithful endpoint run past a stop token: 5 nats hid one that its model said with a probability of 0.97.
+    """
+    return 4 * max(differences, default=0.0) + 2 * bounds.mean
 
 
 def follow(live: LiveAnswer, forced: Forced, codec: ChatCodec, stop_ids: Sequence[int], slack: float) -> Followed:

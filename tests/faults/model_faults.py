@@ -145,15 +145,14 @@ def _stale(step: str) -> Callable[[Place], None]:
 
 def _coarser_groups(place: Place) -> None:
     """Quantized again in groups of 32, and the manifest as if nothing had been."""
-    from serving.config import QuantizeJob
-    from serving.formats import FormatConfig
+    from serving.formats import FormatConfig, QuantizeJob
     from serving.quantize.openvino import quantize
 
     other = place.folder.parent / "other-groups"
     job = QuantizeJob(
         output_dir=other,
         merged_dir=place.inputs["merge"].path,
-        quantize=FormatConfig(format="openvino-int4", group_size=32, int4_share=1.0),
+        quantize=FormatConfig(format="openvino-int4", group_size=32, int4_share=0.8),
     )
     quantize(job)
     shutil.rmtree(place.folder)

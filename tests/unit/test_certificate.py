@@ -261,6 +261,17 @@ def test_endpoint_as_it_should_be_passes_every_check() -> None:
     assert all(check.passed for check in live_checks(live("a", "b")).values())
 
 
+def test_endpoint_that_runs_past_a_likely_stop_is_named_though_such_a_tie_would_be_within_the_bounds() -> None:
+    own = forced((0, 1, STOP), (-0.1, -0.2, -0.03)).model_copy(
+        update={"top_ids": ((0,), (1,), (STOP, 7)), "top_logprobs": ((-0.1,), (-0.2,), (-0.03, -3.4))}
+    )
+    scored = {"x": Scored(name="x", prompt_ids=(1,), forced=(own,))}
+    said = live("a", "b", "h", logprobs=[-0.1, -0.2, -3.4], has_ended=False)
+    found = check_live("m live", [case()], {"x": said}, scored, scored, {"x": Spoken((0, 1), True)}, CODEC, [STOP], 8, BOUNDS["live"])
+    (answers,) = [check for check in found if check.name == "answers"]
+    assert answers.cause == "'x': goes on at token 2, where its model stops: other stop ids at the server"
+
+
 @pytest.mark.parametrize(
     ("answer", "name", "cause"),
     [
