@@ -206,6 +206,7 @@ def test_stop_ids_that_the_folder_does_not_give_are_named(inputs: Inputs, tmp_pa
     assert "a server would not stop where the model does" in found[f"lineage of {FORMAT}"]
 
 
+@pytest.mark.slow
 def test_stale_quantized_model_of_another_run_is_named(
     inputs: Inputs, toy_base: Path, adapters_of: Callable[[Path], dict[str, ToyAdapter]], tmp_path: Path
 ) -> None:

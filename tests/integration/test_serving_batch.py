@@ -197,6 +197,7 @@ def test_batch_killed_and_started_again_answers_what_is_missing_and_every_row_on
     assert "rows_per_part: was 16, is 17" in errors
 
 
+@pytest.mark.slow
 def test_batch_stopped_by_ctrl_c_leaves_whole_parts(toy_quantized: Path, tmp_path: Path) -> None:
     source, output, home = long_rows(tmp_path / "in.jsonl"), tmp_path / "out", tmp_path / "home"
     arguments = [str(toy_quantized), str(source), str(output), "--format", "parquet", "--set", f"batch.rows_per_part={PART_ROWS}"]

@@ -122,6 +122,7 @@ def test_drain_under_load_finishes_every_stream_and_refuses_the_rest(start_toy_s
     assert server.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_pools_of_two_engines_serve_one_model_and_spill_over(start_toy_server: Callable[..., Any], toy_base: Any) -> None:
     pools = [  # each of one place, so that prices compare
         {"name": "cpu", "usd_per_hour": 0.1},
