@@ -45,9 +45,10 @@ def _train_here() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def scaled_toy(folder: Path, hidden_size: int = 64) -> Path:
-    """A toy model whose positions are scaled, so that losing the scale changes it."""
-    write_toy_model(folder, hidden_size)
+def scaled_toy(folder: Path, seed: int) -> Path:
+    """A toy model whose positions are scaled, so that losing the scale changes it, and which can learn to stop."""
+    write_toy_model(folder)
+    shift_weights(folder, seed)
     told = read_json(folder / "config.json")
     told.pop("rope_parameters", None)
     write_json_atomic(folder / "config.json", {**told, "rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
@@ -63,25 +64,24 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(suite: Path) -> Path:
     """The toy that all runs start from."""
-    return scaled_toy(suite / "model")
+    return scaled_toy(suite / "model", seed=2)
 
 
 @pytest.fixture(scope="session")
 def foreign(suite: Path) -> Path:
     """Home of a whole run of another model on other rows."""
-    other = scaled_toy(suite / "other-model")
-    shift_weights(other)
+    other = scaled_toy(suite / "other-model", seed=1)
     home = suite / "foreign"
     verdict = toy_run(home, make_spec(suite / "foreign-rows", other, seed=99))
     assert verdict.passed, verdict.reasons
     return home
 
 
-def shift_weights(folder: Path) -> None:
-    """Other random weights in the same shapes."""
+def shift_weights(folder: Path, seed: int) -> None:
+    """Other random weights in the same shapes, the stop token's too: as the padding it has zeros, so no training could make it likely."""
     from safetensors.torch import load_file, save_file
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     weights = load_file(folder / "model.safetensors")
     made = {name: (torch.randn_like(each.float()) * 0.2).to(each.dtype) if each.ndim > 1 else each for name, each in weights.items()}
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
