@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.evaluation.comparison import verdict
+from infra.evaluation.comparison import TOLERANCE, verdict
 from infra.evaluation.metrics import POOLED
 from infra.evaluation.noise import told as told_noise
 from infra.evaluation.statistics import Interval
@@ -20,7 +20,6 @@ from pipelines.measures import GatesConfig, MetricGate
 Gate = dict[str, Any]
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-TOLERANCE = 1e-9
 BASE = "base"
 TRAIN_MORE = "Train on more rows or longer (train.epochs)"
 FINER = "Try a format that keeps more (quantize.formats) or a smaller quantize.group_size"

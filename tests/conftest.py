@@ -26,6 +26,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def wait_for(path: Path, timeout_s: float = 30.0) -> None:
+    """Returns when the file or folder is there."""
+    deadline_s = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"{path} did not appear"
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="session")
 def free_port() -> int:
     """A port that nothing listens on."""

@@ -98,8 +98,8 @@ def _training_checks(evidence: Evidence, inputs: Mapping[str, Artifact], trained
     checks = [check_effect(trained, scored[trained], scored["base"], exact)]
     checks.append(check_prompt_ids(trained, cases, scored[trained], scored[trained], (encoder, encoder)))
     if trained != "merged":
-        merged_dir = next(each.path for each in inputs.values() if each.manifest.kind == "merged")
-        checks.append(check_prompt_ids("merged", cases, scored[trained], scored["merged"], (encoder, encoder_of(merged_dir))))
+        merged = encoder_of(inputs["merge"].path)
+        checks.append(check_prompt_ids("merged", cases, scored[trained], scored["merged"], (encoder, merged)))
         bounds = BOUNDS["merge"].times(tolerance)
         checks.append(check_logprobs("merged", scored[trained], scored["merged"], scored["base"], bounds, trained))
     spoken = evidence.spoken(trained)

@@ -22,7 +22,7 @@ from infra.process import TrackingTarget
 from infra.provenance import Provenance
 from tests import backends
 from tests.integration.test_pipeline import chat_row
-from tests.unit.test_promotion import check_kills, promoter
+from tests.unit.test_promotion import check_kills, race
 
 PART_BYTES = 1 << 20
 SIZES = {"config.json": 300, "weights/openvino_model.bin": 2 * PART_BYTES + 17}
@@ -135,16 +135,7 @@ def test_two_promotions_at_once_on_postgresql_one_wins(database: str, bucket: st
     for seed in (1, 2):
         manifest = artifact(tmp_path / f"made-{seed}", seed, {"config.json": 10})
         registered(client, database, "raced", tmp_path / f"made-{seed}", manifest.digest, "s3://models/direct")
-    racing = [promoter("meet", database, "raced", version) for version in ("1", "2")]
-    for process in racing:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in racing:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    told = [json.loads(process.communicate(timeout=60)[0]) for process in racing]
-    assert sorted(each["won"] for each in told) == [False, True]
+    told = race(database, "raced", "1", "2")
     assert aliases.read(client, "raced") == {registry.CHAMPION: "1" if told[0]["won"] else "2"}
 
 

@@ -55,6 +55,25 @@ def promoter(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def race(uri: str, name: str, *versions: str) -> list[dict[str, Any]]:
+    """What a process for each version tells of promoting it, all at once; one of them has won."""
+    racing = [promoter("meet", uri, name, version) for version in versions]
+    for process in racing:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in racing:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = []
+    for process in racing:
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        told.append(json.loads(stdout))
+    assert sorted(each["won"] for each in told) == [False, True]
+    return told
+
+
 def check_kills(client: Any, uri: str, watch_uri: str, name: str) -> None:
     """Version 2 is champion and 1 previous: whatever call a promotion of 3 is killed before, the aliases are all old or all new."""
     process = promoter("kill", uri, watch_uri, name, "2", "3")
@@ -104,20 +123,7 @@ def test_two_promotions_at_once_one_wins_and_the_other_is_told(store: Any) -> No
     client, uri = store[:2]
     one, *_ = versions_of(store, "raced", 3)
     registry.promote(client, one)
-    racing = [promoter("meet", uri, "raced", version) for version in ("2", "3")]
-    for process in racing:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in racing:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    told = []
-    for process in racing:
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
-        told.append(json.loads(stdout))
-    assert sorted(each["won"] for each in told) == [False, True]
+    told = race(uri, "raced", "2", "3")
     (loser,) = (each for each in told if not each["won"])
     assert loser["exit_code"] == 75
     assert "slipway status raced" in loser["message"]

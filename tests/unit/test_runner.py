@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines import runner
 from pipelines.display import Display
 from pipelines.executors import local
 from pipelines.step import Artifact, Step, StepContext
+from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -204,10 +204,3 @@ def test_program_whose_driver_is_killed_stops_too(tmp_path: Path) -> None:
         wait_for(tmp_path / "started")
         process.kill()
     wait_for(tmp_path / "stopped")
-
-
-def wait_for(path: Path, timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < deadline_s, f"{path} did not appear"
-        time.sleep(0.05)

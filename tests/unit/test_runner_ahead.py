@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ from infra.settings import Settings
 from pipelines import runner
 from pipelines.display import Display
 from pipelines.step import Step, StepContext
+from tests.conftest import wait_for
 
 PROGRAM = """
 import contextlib
@@ -68,13 +68,6 @@ def steps() -> list[Step]:
 def run(settings: Settings, wanted: list[Step], ahead: runner.Ahead) -> runner.Outcome:
     made_by = Provenance(mlflow_run_id="made-later")
     return runner.run(settings, wanted, settings.home / "run", made_by, None, Display(quiet=True), ahead)
-
-
-def wait_for(path: Path, timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not path.exists():
-        assert time.monotonic() < deadline_s, f"{path} did not appear"
-        time.sleep(0.05)
 
 
 def test_program_started_ahead_prepares_with_the_draft_and_works_on_the_job(settings: Settings) -> None:
