@@ -64,7 +64,7 @@ def read_crds(folder: Path) -> tuple[dict[str, Any], ...]:
     """The CustomResourceDefinition documents below `folder`; raises FileNotFoundError when it holds none."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yaml.gz")])
-    found = [document for file in files for document in yaml.load_all(_text(file), loader) if document]  # noqa: S506
+    found = [document for file in files for document in yaml.load_all(_text(file), loader) if document]
     definitions = tuple(document for document in found if document.get("kind") == "CustomResourceDefinition")
     if not definitions:
         raise FileNotFoundError(f"{folder}: no CustomResourceDefinition in *.yaml or *.yaml.gz; set {CRDS_VARIABLE} to their folder.")
