@@ -1,7 +1,7 @@
-"""Follows a Dockerfile without an engine: its stages share one folder that stands for the root, and its commands run in this machine's shell.
+"""Follows a Dockerfile without an engine: its stages share one folder that stands for the root, its commands run in this machine's shell.
 
-What is real: the lines themselves, the locks and their hashes, the venv, what is copied, variables, entry point. What is not: the base image
-(this Python stands for it), packages of the system and users.
+What is real: the lines themselves, the locks and their hashes, the venv, what is copied, variables, entry point. What is not: the base
+image (this Python stands for it), packages of the system and users.
 """
 
 from __future__ import annotations

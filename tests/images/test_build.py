@@ -53,11 +53,15 @@ def test_image_when_followed_passes_its_own_checks_and_its_entry_point_tells_the
 @pytest.mark.slow
 def test_image_when_followed_imports_every_module_that_it_is_for_and_holds_nothing_else(built: tuple[Image, Replay]) -> None:
     image, replay = built
-    done = replay.run([replay.inside("/opt/venv/bin/python"), "-W", "ignore", "-c", WALK, json.dumps(image.packages), json.dumps(image.absent)])
+    done = replay.run(
+        [replay.inside("/opt/venv/bin/python"), "-W", "ignore", "-c", WALK, json.dumps(image.packages), json.dumps(image.absent)]
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["here"] == []
     unexpected = {name: text for name, text in found["failed"].items() if not name.startswith(tuple(image.unimportable))}
     assert unexpected == {}
     for prefix, needed in image.unimportable.items():
-        assert any(name.startswith(prefix) for name in found["failed"]) or not prefix.startswith(image.packages), f"{prefix} imports without {needed}"
+        assert any(name.startswith(prefix) for name in found["failed"]) or not prefix.startswith(image.packages), (
+            f"{prefix} imports without {needed}"
+        )

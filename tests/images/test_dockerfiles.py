@@ -79,7 +79,12 @@ def test_image_installs_only_from_locks_with_hashes_in_a_stage_that_is_left_behi
     commands = read(image.file)
     last = last_stage(commands)
     assert not any("pip " in command.value[0] for command in only(last, "RUN"))
-    installs = [part for command in only(commands, "RUN") for part in command.value[0].split("&&") if "pip install" in part or "pip download" in part]
+    installs = [
+        part
+        for command in only(commands, "RUN")
+        for part in command.value[0].split("&&")
+        if "pip install" in part or "pip download" in part
+    ]
     assert len(installs) >= 2
     for part in installs:
         assert "--no-deps" in part
