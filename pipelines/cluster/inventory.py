@@ -10,11 +10,13 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from infra.files import sha256_json
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.refs import Ref, in_install_order, ref_of
 from pipelines.cluster.revisions import Revision
 
 LABEL = "slipway.dev/deployment"
+DIGEST = "slipway.dev/digest"
 KEEP = "helm.sh/resource-policy"
 DATA_KINDS = ("PersistentVolumeClaim",)
 """What holds what cannot be made again."""
@@ -22,11 +24,20 @@ Kind = tuple[str, str]
 
 
 def labelled(manifests: Sequence[dict[str, Any]], deployment: str) -> list[dict[str, Any]]:
-    """Copies of the manifests, each with the label by which it is found again."""
+    """Copies of the manifests, each with the label by which it is found again; a Job, which cannot be changed, with its digest too."""
     marked = copy.deepcopy(list(manifests))
     for manifest in marked:
         manifest["metadata"].setdefault("labels", {})[LABEL] = deployment
+        if manifest["kind"] == "Job":
+            manifest["metadata"].setdefault("annotations", {})[DIGEST] = sha256_json(manifest)
     return marked
+
+
+def is_outdated_job(live: dict[str, Any] | None, manifest: dict[str, Any]) -> bool:
+    """Whether the Job in the cluster is another than the manifest's, so that it must make room: a Job's template never changes."""
+    if live is None or manifest["kind"] != "Job":
+        return False
+    return (live["metadata"].get("annotations") or {}).get(DIGEST) != manifest["metadata"]["annotations"][DIGEST]
 
 
 def kinds_of(manifest_sets: Iterable[Sequence[dict[str, Any]]]) -> list[Kind]:

@@ -121,7 +121,7 @@ def begin(cluster: Cluster, deployment: str, chart: str, reason: str, manifests:
     if newest is not None and newest.state == "pending":
         _refuse_while_held(newest)
         if newest.manifests == tuple(manifests):
-            return _taken(cluster, newest)
+            return renew(cluster, newest)
         mark(cluster, newest, "failed")
     number = newest.number + 1 if newest else 1
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -129,6 +129,12 @@ def begin(cluster: Cluster, deployment: str, chart: str, reason: str, manifests:
     if cluster.create(to_config_map(revision)) is None:
         _refuse_while_held(from_config_map(cluster.get(_ref(revision)) or to_config_map(revision)))
         raise TransientError(f"{deployment}: revision {number} was made by someone else just now. Look at it, then run it again.")
+    return revision
+
+
+def renew(cluster: Cluster, revision: Revision) -> Revision:
+    """The pending revision, held by this process from now on; to be said again while it takes long."""
+    cluster.merge(_ref(revision), {"metadata": {"annotations": {HOLDER: Holder().model_dump_json()}}})
     return revision
 
 
@@ -154,15 +160,9 @@ def forget(cluster: Cluster, deployment: str) -> None:
         cluster.delete(ref_of(live))
 
 
-def _taken(cluster: Cluster, revision: Revision) -> Revision:
-    """The pending revision, held by this process from now on."""
-    cluster.merge(_ref(revision), {"metadata": {"annotations": {HOLDER: Holder().model_dump_json()}}})
-    return revision
-
-
 def _refuse_while_held(revision: Revision) -> None:
-    holder = revision.holder
-    if holder is not None and not holder.is_gone() and holder.pid != Holder().pid:
+    holder, mine = revision.holder, Holder()
+    if holder is not None and not holder.is_gone() and (holder.space, holder.pid) != (mine.space, mine.pid):
         since_s = time.time() - holder.since_s
         raise TransientError(
             f"{revision.deployment}: {holder.by} has been deploying revision {revision.number} for {since_s:.0f} s. "
