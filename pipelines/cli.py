@@ -23,6 +23,21 @@ keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`)."
 app.add_typer(keys_app, name="keys")
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"slipway {version('slipway-ml')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    """One spec and a dataset in; a fine-tuned, quantized, proven, promoted and served LLM out."""
+
+
 @app.command()
 def run(
     spec: SpecPath,
