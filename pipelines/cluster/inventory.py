@@ -37,7 +37,7 @@ def is_outdated_job(live: dict[str, Any] | None, manifest: dict[str, Any]) -> bo
     """Whether the Job in the cluster is another than the manifest's, so that it must make room: a Job's template never changes."""
     if live is None or manifest["kind"] != "Job":
         return False
-    return (live["metadata"].get("annotations") or {}).get(DIGEST) != manifest["metadata"]["annotations"][DIGEST]
+    return bool((live["metadata"].get("annotations") or {}).get(DIGEST) != manifest["metadata"]["annotations"][DIGEST])
 
 
 def kinds_of(manifest_sets: Iterable[Sequence[dict[str, Any]]]) -> list[Kind]:

@@ -155,9 +155,10 @@ def finish(cluster: Cluster, revision: Revision) -> None:
 
 
 def forget(cluster: Cluster, deployment: str) -> None:
-    """Deletes all revisions of a deployment."""
-    for live in cluster.find("v1", "ConfigMap", {OF_LABEL: deployment}):
-        cluster.delete(ref_of(live))
+    """Deletes all revisions of a deployment, and the Secret that was made for it."""
+    for kind in ("Secret", "ConfigMap"):
+        for live in cluster.find("v1", kind, {OF_LABEL: deployment}):
+            cluster.delete(ref_of(live))
 
 
 def _refuse_while_held(revision: Revision) -> None:

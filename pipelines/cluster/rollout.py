@@ -84,7 +84,9 @@ def destroy(cluster: Cluster, deployment: str, with_data: bool, note: Note, more
     past = revisions.history(cluster, deployment)
     members = inventory.members(cluster, deployment, past, more)
     if not past and not members:
-        raise ConfigError(f"{deployment}: nothing of that name is deployed in namespace {cluster.namespace}. Look at --name and --namespace.")
+        raise ConfigError(
+            f"{deployment}: nothing of that name is deployed in namespace {cluster.namespace}. Look at --name and --namespace."
+        )
     changes: list[Change] = []
     for live in reversed(members):
         ref = ref_of(live)
@@ -144,5 +146,3 @@ def _rollback_target(past: Sequence[Revision], deployment: str, number: int | No
     if not before:
         raise ConfigError(f"{deployment}: there is no other revision to go back to than {now.number}. Deploy the older spec instead.")
     return before[-1]
-
-
