@@ -58,7 +58,7 @@ def orphans(members: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]])
     The version of an API does not count: an object may have been written by an older one.
     """
     named = {_identity(manifest) for manifest in wanted}
-    return [live for live in reversed(members) if _identity(live) not in named and not is_kept(live)]
+    return [live for live in reversed(members) if _identity(live) not in named and not is_kept(live) and not _is_at_work(live)]
 
 
 def is_controlled(live: dict[str, Any]) -> bool:
@@ -70,6 +70,11 @@ def is_kept(live: dict[str, Any]) -> bool:
     """Whether it is to stay when nobody asks for it any more."""
     annotations = live["metadata"].get("annotations") or {}
     return live["kind"] in DATA_KINDS or annotations.get(KEEP) == "keep"
+
+
+def _is_at_work(live: dict[str, Any]) -> bool:
+    """Whether it is a Job that runs: a new spec must not end the run of the old one. A later deploy prunes it."""
+    return live["kind"] == "Job" and bool((live.get("status") or {}).get("active"))
 
 
 def refs(manifests: Iterable[dict[str, Any]]) -> list[Ref]:

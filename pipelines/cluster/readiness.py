@@ -9,7 +9,8 @@ from typing import Any
 from infra.errors import TransientError
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.inventory import LABEL
-from pipelines.cluster.pod_states import Hope, Trouble, trouble_of, worst
+from pipelines.cluster.pod_states import trouble_of
+from pipelines.cluster.pod_watch import PodWatch
 from pipelines.cluster.refs import Ref, ref_of
 from pipelines.cluster.rollout import Note
 from pipelines.cluster.states import Verdict, failed, troubled
@@ -17,8 +18,6 @@ from pipelines.cluster.workload_states import verdict
 
 WAITED_KINDS = ("Deployment", "RayService", "StatefulSet")
 POLL_S = 2.0
-# How long a pod's trouble must last before it counts: pods of the revision before are told apart by nothing but that they go.
-GRACE_S: dict[Hope, float] = {"none": 15.0, "little": 90.0}
 
 
 def wait_ready(cluster: Cluster, deployment: str, manifests: Sequence[dict[str, Any]], timeout_s: float, note: Note) -> None:
@@ -29,7 +28,7 @@ def wait_ready(cluster: Cluster, deployment: str, manifests: Sequence[dict[str, 
     watched = [ref_of(manifest) for manifest in manifests if manifest["kind"] in WAITED_KINDS]
     started_s = time.monotonic()
     said: dict[Ref, str] = {}
-    since_s: dict[str, float] = {}
+    pods = PodWatch(cluster, {LABEL: deployment})
     while True:
         verdicts = {ref: _verdict_of(cluster, ref) for ref in watched}
         for ref, found in verdicts.items():
@@ -40,11 +39,11 @@ def wait_ready(cluster: Cluster, deployment: str, manifests: Sequence[dict[str, 
                 raise found.error
         if all(found.phase == "done" for found in verdicts.values()):
             return
-        trouble = _lasting(cluster, deployment, since_s)
+        trouble = pods.lasting()
         if trouble is not None:
             raise trouble.error
         if time.monotonic() - started_s > timeout_s:
-            raise _impatient(cluster, deployment, verdicts, timeout_s)
+            raise _impatient(pods, verdicts, timeout_s)
         time.sleep(POLL_S)
 
 
@@ -63,25 +62,12 @@ def _verdict_of(cluster: Cluster, ref: Ref) -> Verdict:
     return Verdict("waiting", "it is not there") if live is None else verdict(live)
 
 
-def _lasting(cluster: Cluster, deployment: str, since_s: dict[str, float]) -> Trouble | None:
-    """The trouble of a pod that has lasted for longer than it may; `since_s` keeps the times."""
-    now_s = time.monotonic()
-    current: dict[str, Trouble] = {}
-    for pod in cluster.find("v1", "Pod", {LABEL: deployment}):
-        found = None if pod["metadata"].get("deletionTimestamp") else trouble_of(pod)
-        if found is not None and found.hope in GRACE_S:
-            current[str(pod["metadata"]["uid"])] = found
-    for uid in set(since_s) - set(current):
-        del since_s[uid]
-    return next((found for uid, found in current.items() if now_s - since_s.setdefault(uid, now_s) > GRACE_S[found.hope]), None)
-
-
-def _impatient(cluster: Cluster, deployment: str, verdicts: dict[Ref, Verdict], timeout_s: float) -> Exception:
-    pods = worst(cluster.find("v1", "Pod", {LABEL: deployment}))
+def _impatient(pods: PodWatch, verdicts: dict[Ref, Verdict], timeout_s: float) -> Exception:
+    trouble = pods.worst()
     ref, first = next((ref, found) for ref, found in verdicts.items() if found.phase != "done")
     if first.error is not None:
         return first.error
-    if pods is not None:
-        return pods.error
+    if trouble is not None:
+        return trouble.error
     message = f"{ref} is not ready after {timeout_s:.0f} s: {first.text}. Everything is applied and goes on by itself"
     return TransientError(f"{message}; look at `slipway status` and `slipway logs`, or go back by `slipway rollback`.")
