@@ -47,11 +47,14 @@ def run(
     quiet: Quiet = False,
     serve: Annotated[bool, typer.Option(help="Serve the promoted model and send it one request.")] = True,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Go on serving until Ctrl-C.")] = False,
+    report_dir: Annotated[Path | None, typer.Option(help="Leave report.json, report.html and comment.md in this folder too.")] = None,
 ) -> None:
     """Train, merge, quantize, evaluate, prove, gate, promote and serve, as the spec says."""
-    from pipelines import commands
+    from pipelines import commands, comment
 
-    commands.run(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, will_serve=serve, keep_serving=keep_serving)
+    show = {"as_json": json, "quiet": quiet}
+    with comment.about(spec.stem, None if dry_run else report_dir):
+        commands.run(spec, overrides or [], dry_run=dry_run, will_serve=serve, keep_serving=keep_serving, report_dir=report_dir, **show)
 
 
 @app.command()
