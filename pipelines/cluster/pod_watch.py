@@ -20,7 +20,7 @@ class PodWatch:
 
     cluster: Cluster
     labels: Mapping[str, str]
-    grace_s: Mapping[Hope, float] = GRACE_S
+    grace_s: Mapping[Hope, float] = field(default_factory=lambda: GRACE_S)
     since_s: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def lasting(self) -> Trouble | None:
