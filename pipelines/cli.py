@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import stage_commands
-from pipelines.options import AsJson, KeyFile, Model, Overrides, Quiet, SpecPath
+from pipelines.options import AsJson, Executor, KeyFile, Model, Overrides, Quiet, SpecPath
 
 app = typer.Typer(
     name="slipway",
@@ -32,11 +32,14 @@ def run(
     quiet: Quiet = False,
     serve: Annotated[bool, typer.Option(help="Serve the promoted model and send it one request.")] = True,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Go on serving until Ctrl-C.")] = False,
+    executor: Executor = None,
 ) -> None:
     """Train, merge, quantize, evaluate, prove, gate, promote and serve, as the spec says."""
     from pipelines import commands
 
-    commands.run(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, will_serve=serve, keep_serving=keep_serving)
+    commands.run(
+        spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, will_serve=serve, keep_serving=keep_serving, executor=executor
+    )
 
 
 @app.command()
@@ -46,11 +49,12 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what memory and time it would take, from a few steps.")] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    executor: Executor = None,
 ) -> None:
     """Train only: from the dataset to the adapter."""
     from pipelines import commands
 
-    commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet)
+    commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, executor=executor)
 
 
 stage_commands.add_to(app)
@@ -63,11 +67,12 @@ def prove(
     explain: Annotated[bool, typer.Option("--explain", help="Only tell what the certificate that is there says, in words.")] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    executor: Executor = None,
 ) -> None:
     """Prove that what would be served is what was trained: the certificate, stage by stage."""
     from pipelines import commands
 
-    commands.prove(model, overrides or [], explain=explain, as_json=json, quiet=quiet)
+    commands.prove(model, overrides or [], explain=explain, as_json=json, quiet=quiet, executor=executor)
 
 
 @app.command()

@@ -30,9 +30,18 @@ from pipelines.target import find_target
 PREVIEW_NAME = "preview.json"
 
 
-def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool, will_serve: bool, keep_serving: bool) -> None:
+def run(
+    path: Path,
+    overrides: list[str],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    will_serve: bool,
+    keep_serving: bool,
+    executor: str | None = None,
+) -> None:
     """`slipway run`."""
-    settings, spec = load_settings(), load_spec(path, overrides)
+    settings, spec = load_settings(executor), load_spec(path, overrides)
     if dry_run:
         serveable.check_source(spec)
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
@@ -43,9 +52,9 @@ def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: b
         print(json.dumps(result, ensure_ascii=False))
 
 
-def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool) -> None:
+def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool, executor: str | None = None) -> None:
     """`slipway train`."""
-    settings, spec, display = load_settings(), load_spec(path, overrides), Display(quiet)
+    settings, spec, display = load_settings(executor), load_spec(path, overrides), Display(quiet)
     with disk_full_as_known_error():
         result = training.estimate(spec, settings, display) if dry_run else training.train(spec, settings, display)
     if as_json:
@@ -58,9 +67,9 @@ def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet:
         console.print(f"\nheld-out loss {result['training']['final_heldout_loss']}\n{result['path']}", soft_wrap=True)
 
 
-def prove(named: str, overrides: list[str], explain: bool, as_json: bool, quiet: bool) -> None:
+def prove(named: str, overrides: list[str], explain: bool, as_json: bool, quiet: bool, executor: str | None = None) -> None:
     """`slipway prove SPEC`, or with `--explain` what is said of a spec file, NAME@ALIAS or folder already."""
-    settings = load_settings()
+    settings = load_settings(executor)
     if explain:
         certificate, signature = proving.find_certificate(named, overrides, settings)
     else:
