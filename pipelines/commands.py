@@ -39,6 +39,7 @@ def run(
     will_serve: bool,
     keep_serving: bool,
     executor: str | None = None,
+    report_dir: Path | None = None,
 ) -> None:
     """`slipway run`."""
     settings, spec = load_settings(executor), load_spec(path, overrides)
@@ -47,7 +48,7 @@ def run(
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
         return
     with disk_full_as_known_error():
-        result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
+        result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving, report_dir)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
 
