@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from infra import remote
+from infra import orders, remote
 from infra.artifact_store import ArtifactStore, open_store
 from infra.contracts import read_manifest, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, SlipwayError, TransientError
@@ -140,3 +139,86 @@ def test_program_elsewhere_that_fails_raises_here_what_it_raised_there(
     with pytest.raises(error, match=text) as raised:
         shipment.collect()
     assert type(raised.value) is error
+
+
+def test_order_that_was_done_is_not_run_again_and_one_sent_again_is(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home))
+    shipment.send()
+    assert run_elsewhere(shipment, tmp_path / "other/home") == 0
+    assert shipment.is_done()
+    assert run_elsewhere(shipment, tmp_path / "third/home") == 0
+    assert not (tmp_path / "third/home/staging").exists()
+    shipment.send()
+    assert not shipment.is_done()
+    assert run_elsewhere(shipment, tmp_path / "third/home") == 0
+    assert (tmp_path / "third/home/staging/merge-2/output/text").is_file()
+
+
+def test_result_whose_artifact_was_removed_from_the_store_does_not_count(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home))
+    shipment.send()
+    run_elsewhere(shipment, tmp_path / "other/home")
+    store.place.remove("artifacts/merge-2")
+    assert not shipment.is_done()
+
+
+def test_program_told_to_stop_elsewhere_leaves_no_result_and_nothing_running(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home, does="wait"))
+    shipment.send()
+    other = tmp_path / "other/home"
+    environment = {**os.environ, "SLIPWAY_HOME": str(other)}
+    with subprocess.Popen([sys.executable, *shipment.command[1:]], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(other / "staging/merge-2/started")
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "working in" in printed
+    assert shipment.result() is None
+    with pytest.raises(TransientError, match="machine was lost"):
+        shipment.collect()
+
+
+def test_input_that_is_damaged_in_the_store_is_named_here(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home))
+    shipment.send()
+    (tmp_path / "store/artifacts/base-1/text").write_text("z")
+    with pytest.raises(ArtifactError, match="sha256"):
+        run_elsewhere(shipment, tmp_path / "other/home")
+    assert not (tmp_path / "other/home/artifacts/base-1").exists()
+    with pytest.raises(ArtifactError, match="sha256"):
+        shipment.collect()
+
+
+def test_order_that_leads_out_of_the_home_is_refused(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home))
+    shipment.send()
+    file = tmp_path / "store" / shipment.order
+    file.write_text(file.read_text().replace("slipway-home:staging/merge-2/output", "slipway-home:../../elsewhere"))
+    with pytest.raises(ArtifactError, match="outside of SLIPWAY_HOME"):
+        run_elsewhere(shipment, tmp_path / "other/home")
+
+
+def test_rows_and_models_of_the_driver_s_machine_travel_with_the_job(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "rows.jsonl").write_text("row")
+    (mine / "model/config.json").write_text("{}")
+    folder = home / "staging/rows-1"
+    sources = (DataSource(path=str(mine / "rows.jsonl")),)
+    jobs = [RowsJob(output_dir=folder / "output", train=sources), BaseJob(output_dir=folder / "output", source=f"file:{mine / 'model'}")]
+    for each in jobs:
+        shipment = Shipment(store, home, "training.any", each)
+        shipment.send()
+        order = orders.read(store, shipment.order, orders.Order)
+        assert order is not None
+        found = type(each).model_validate(orders.arrive(store, order, tmp_path / "other"))
+        place = Path(found.train[0].path if isinstance(found, RowsJob) else found.source.removeprefix("file:"))  # type: ignore[attr-defined]
+        assert place.is_relative_to(tmp_path / "other/inputs")
+        assert (place.read_text() if place.is_file() else (place / "config.json").read_text()) == ("row" if place.is_file() else "{}")
+
+
+def test_programs_of_one_step_have_names_and_orders_of_their_own(store: ArtifactStore, home: Path) -> None:
+    output = home / "staging/prove-3/output"
+    shipments = [Shipment(store, home, "m", Job(output_dir=folder)) for folder in (output, output / "training", output / "openvino-int8")]
+    assert [each.name for each in shipments] == ["slipway-prove-3", "slipway-prove-3-training", "slipway-prove-3-openvino-int8"]
+    assert len({each.order for each in shipments}) == 3
