@@ -15,6 +15,7 @@ from pipelines.deploy import model
 from pipelines.spec import Spec, load_spec
 
 API_KEYS_PATH = "/etc/slipway/api-keys/api_keys.json"
+TRUSTED_KEYS_PATH = "/etc/slipway/trusted/trusted.pem"
 ALL_ADDRESSES = "0.0.0.0"  # of the pod alone; the NetworkPolicy says who reaches it
 OF_THIS_MACHINE = {"host", "port", "engine_python", "api_keys_file", "trusted_keys_file", "adapters", "pools"}
 Values = dict[str, Any]
@@ -71,6 +72,7 @@ def serving_values(spec: Spec, given: Mapping[str, Any], name: str, wanted: str,
         config["serve"]["api_keys_file"] = API_KEYS_PATH
     if keys := _trusted_keys(spec, settings):
         values["trustedKeys"] = {"pem": keys}
+        config["serve"]["trusted_keys_file"] = TRUSTED_KEYS_PATH
     return values
 
 

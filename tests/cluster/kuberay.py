@@ -137,8 +137,9 @@ class KubeRay:
 
         def copy() -> None:
             assert process.stdout is not None
-            for line in process.stdout:
-                self.server.write_log(self.cluster.namespace, pod, line, container)
+            with process.stdout:
+                for line in process.stdout:
+                    self.server.write_log(self.cluster.namespace, pod, line, container)
 
         log = threading.Thread(target=copy, name=f"log-{pod}", daemon=True)
         log.start()
@@ -182,3 +183,4 @@ def _kill(started: Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(started.process.pid, signal.SIGKILL)
     started.process.wait()
+    started.log.join()
