@@ -16,6 +16,9 @@ from pipelines.cluster.refs import in_install_order
 
 HOOK = "helm.sh/hook"
 RAY_API = "ray.io/v1"
+LIST_NAME = ".slipway-render"
+"""In a folder of rendered manifests: the names of the files that we wrote."""
+WITHOUT_NAMESPACE = ("ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Namespace", "PriorityClass")
 
 
 def render(
@@ -43,33 +46,31 @@ def render(
 
 
 def write_manifests(manifests: Sequence[dict[str, Any]], namespace: str, folder: Path) -> list[Path]:
-    """Writes each manifest as a file of its own, numbered in the order of installation, and a kustomization that lists them.
+    """Writes each manifest as a file of its own, as `kubectl apply -f`, Argo CD and Flux read a folder.
 
-    Files of an earlier render that are no longer wanted are removed; others in the folder stay.
+    What an earlier render wrote and is no longer wanted is removed; other files in the folder stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for number, manifest in enumerate(manifests):
-        names.append(f"{number:02}-{manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml")
-    listed = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": namespace, "resources": names}
-    for old in _listed_before(folder):
-        if old not in names:
-            (folder / old).unlink(missing_ok=True)
-    for name, manifest in zip(names, manifests, strict=True):
+    files = {f"{each['kind'].lower()}-{each['metadata']['name']}.yaml": _placed(each, namespace) for each in manifests}
+    listed = folder / LIST_NAME
+    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    for name in before:
+        if name not in files and "/" not in name:
+            (folder / name).unlink(missing_ok=True)
+    for name, manifest in files.items():
         write_text_atomic(folder / name, yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=140))
-    write_text_atomic(folder / "kustomization.yaml", yaml.safe_dump(listed, sort_keys=False))
-    return [folder / name for name in [*names, "kustomization.yaml"]]
+    write_text_atomic(listed, "".join(f"{name}\n" for name in files))
+    return [folder / name for name in files]
+
+
+def _placed(manifest: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+    """The manifest with its namespace said, where its kind has one: what it names elsewhere was rendered for that one too."""
+    if manifest["kind"] in WITHOUT_NAMESPACE:
+        return dict(manifest)
+    metadata = manifest["metadata"]
+    return {**manifest, "metadata": {"name": metadata["name"], "namespace": namespace, **metadata}}
 
 
 def _hooks(manifest: Mapping[str, Any]) -> list[str]:
     annotations = manifest["metadata"].get("annotations") or {}
     return [each.strip() for each in annotations.get(HOOK, "").split(",")]
-
-
-def _listed_before(folder: Path) -> list[str]:
-    """Files that an earlier render wrote; a name with a path in it is none of ours."""
-    path = folder / "kustomization.yaml"
-    if not path.is_file():
-        return []
-    listed = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return [name for name in listed.get("resources") or () if "/" not in name]
