@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +26,6 @@ from pipelines.deploy.values import chart_values, given_values
 from pipelines.spec import load_spec
 from pipelines.target import SPEC_SUFFIXES
 
-DryRun = Literal["client", "server"]
 RAY_JOB = ("ray.io/v1", "RayJob")
 TOKEN_BYTES = 32
 
@@ -67,7 +66,7 @@ def deployment_name(spec_or_name: str | Path, chart: Chart = "serving") -> str:
 
 
 def deploy(
-    wanted: Wanted, place: Place, render_dir: Path | None, dry_run: DryRun | None, wait_s: float | None, force: bool, as_json: bool
+    wanted: Wanted, place: Place, render_dir: Path | None, dry_run: str | None, wait_s: float | None, force: bool, as_json: bool
 ) -> None:
     """`slipway deploy`: renders, and then writes files, tries, or applies and waits."""
     console = Console(stderr=True, highlight=False)
