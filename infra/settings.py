@@ -86,6 +86,11 @@ def load_settings() -> Settings:
     )
 
 
+def kubeconfig_files() -> str:
+    """Where clusters are described, as the kubectl of this environment finds it: one file, or several with the path separator between."""
+    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
 def traces_are_wanted() -> bool:
     """Whether OpenTelemetry's own variables name a collector of traces. Raises ConfigError where they ask for what is not spoken here."""
     names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -46,6 +46,6 @@ RUN slipway --version \
     && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "serving.healthcheck", "http://127.0.0.1:8000/health"]
+    CMD ["python", "-m", "infra.healthcheck", "http://127.0.0.1:8000/health"]
 ENTRYPOINT ["python", "-m", "serving.app"]
 CMD ["--config", "/etc/slipway/serving/config.yaml"]

@@ -47,6 +47,6 @@ RUN slipway --version \
     && python -c "import serving.batch.worker, serving.otlp, torch, vllm.version; assert torch.version.cuda, torch.__version__"
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
-    CMD ["python", "-m", "serving.healthcheck", "http://127.0.0.1:8000/health"]
+    CMD ["python", "-m", "infra.healthcheck", "http://127.0.0.1:8000/health"]
 ENTRYPOINT ["python", "-m", "serving.app"]
 CMD ["--config", "/etc/slipway/serving/config.yaml"]

@@ -80,4 +80,13 @@ IMAGES = (
         {},
         ("pipelines", "infra", "training.config", "serving.config"),
     ),
+    Image(
+        "tracking",
+        ("tracking",),
+        ("stores",),
+        ("torch", "ray", "transformers", "openvino", "vllm", "pytest"),
+        {},
+        ("infra",),
+        serves=True,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Asks a server whether it answers, for an image's HEALTHCHECK: `python -m serving.healthcheck URL` exits 0 where it does, else 1.
+"""Asks a server whether it answers, for an image's HEALTHCHECK: `python -m infra.healthcheck URL` exits 0 where it does, else 1.
 
 The standard library is all that it imports: it is started every few seconds, beside an engine.
 """
