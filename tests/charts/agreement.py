@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class Release:
 
     documents: Sequence[Document]
     pods: Sequence[PodTemplate]
+    given: Collection[str] = ()
+    """Names of objects that are in the cluster already, as the values say."""
 
     def named(self, kind: str, name: str) -> Document | None:
         """The object of that kind and name."""
@@ -34,9 +36,9 @@ class Release:
         return [pod for pod in self.pods if matches(selector, pod.labels)]
 
 
-def release_problems(documents: Sequence[Document]) -> list[str]:
+def release_problems(documents: Sequence[Document], given: Collection[str] = ()) -> list[str]:
     """Everything in which the objects do not fit each other, a line each with the object."""
-    release = Release(documents, [pod for document in documents for pod in pod_templates(document)])
+    release = Release(documents, [pod for document in documents for pod in pod_templates(document)], {*given, *FOREIGN_CONFIG_MAPS})
     found = [f"{told_twice}: there twice" for told_twice, count in Counter(map(told, documents)).items() if count > 1]
     return found + [f"{told(document)}: {line}" for document in documents for check in CHECKS for line in check(document, release)]
 
@@ -173,8 +175,12 @@ def _pod_references(document: Document, release: Release) -> Iterator[str]:
         made = [it["metadata"]["name"] for it in release.of("ServiceAccount")]
         if made and account not in [*made, "default"]:
             yield f"{pod.path}: serviceAccountName {account!r} is not one of {made}"
+        claims = [find(volume, ("persistentVolumeClaim", "claimName")) for volume in pod.spec.get("volumes", ())]
+        for name in filter(None, claims):
+            if release.named("PersistentVolumeClaim", name) is None and name not in release.given:
+                yield f"{pod.path}: there is no PersistentVolumeClaim/{name}"
         for name in _config_maps(pod):
-            if release.named("ConfigMap", name) is None and name not in FOREIGN_CONFIG_MAPS:
+            if release.named("ConfigMap", name) is None and name not in release.given:
                 yield f"{pod.path}: there is no ConfigMap/{name}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import kubernetes_validate
@@ -33,11 +33,15 @@ def known_kinds() -> Kinds:
     return {**custom_kinds(OUR_KINDS), **(custom_kinds(read_crds(folder)) if folder else {})}
 
 
-def judge(documents: Sequence[Document], kube_version: str, kinds: Kinds | None = None) -> list[str]:
-    """Everything that is wrong with a rendered chart, a line each; `kube_version` such as `1.34` or `1.34.0`."""
-    kinds = known_kinds() if kinds is None else kinds
-    found = [f"{told(document)}: {line}" for document in documents for line in document_problems(document, kube_version, kinds)]
-    return found + release_problems(documents)
+def judge(documents: Sequence[Document], kube_version: str, given: Collection[str] = ()) -> list[str]:
+    """Everything that is wrong with a rendered chart, a line each.
+
+    `kube_version` is such as `1.34` or `1.34.0`; `given` are names of objects that are in the cluster already.
+    """
+    kinds = known_kinds()
+    wrong = {told(document): document_problems(document, kube_version, kinds) for document in documents}
+    found = [f"{name}: {line}" for name, lines in wrong.items() for line in lines]
+    return found or release_problems(documents, given)  # which reads what must be right by itself
 
 
 def document_problems(document: Document, kube_version: str, kinds: Kinds) -> list[str]:
