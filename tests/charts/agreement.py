@@ -36,9 +36,14 @@ class Release:
         return [pod for pod in self.pods if matches(selector, pod.labels)]
 
 
-def release_problems(documents: Sequence[Document], given: Collection[str] = ()) -> list[str]:
-    """Everything in which the objects do not fit each other, a line each with the object."""
-    release = Release(documents, [pod for document in documents for pod in pod_templates(document)], {*given, *FOREIGN_CONFIG_MAPS})
+def release_problems(documents: Sequence[Document], given: Collection[str] = (), later: Sequence[Document] = ()) -> list[str]:
+    """Everything in which the objects do not fit each other, a line each with the object.
+
+    `given` are names of objects that are in the cluster already; `later` are objects that programs of the release will make, whose pods
+    its policies and monitors are for.
+    """
+    pods = [pod for document in [*documents, *later] for pod in pod_templates(document)]
+    release = Release(documents, pods, {*given, *FOREIGN_CONFIG_MAPS})
     found = [f"{told_twice}: there twice" for told_twice, count in Counter(map(told, documents)).items() if count > 1]
     return found + [f"{told(document)}: {line}" for document in documents for check in CHECKS for line in check(document, release)]
 

@@ -38,6 +38,8 @@ class Case:
     """What the cluster must know for it."""
     only: tuple[str, ...] = ()
     """The profiles that it is for; all, and none, where empty."""
+    later: Mapping[str, Any] | None = None
+    """Values over these by which a program of the release renders further objects."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ def over(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
 SERVED = {"store": STORE, "config": {"model_name": "lamp", "model": {"digest": DIGEST}}}
 UNSIGNED = {"config": {"serve": {"allow_unsigned": ["lamp"]}}}
 WATCHED = {"monitoring": {part: {"enabled": True} for part in ("gateways", "ray", "rules", "dashboard")}}
-PIPELINE = {"store": STORE, "tracking": TRACKING, "config": SPEC}
+PIPELINE = {"tracking": TRACKING, "config": SPEC, "pipeline": {"enabled": True}}
+SCHEDULE = {"pipeline": {"enabled": False, "schedule": "17 3 * * 1"}, "monitor": {"enabled": True}}
+STEP = {"pipeline": {"enabled": False, "schedule": ""}, "rayJob": {**JOB, "numWorkers": 2}}
+ELSEWHERE = ("", "cpu", "gpu", "production")  # a laptop's store is a volume of its own
 DATABASE = {
     "database": {"existingSecret": "mlflow-database"},
     "artifacts": {"destination": "s3://bucket/mlflow", "existingSecret": "mlflow-s3"},
@@ -76,10 +81,17 @@ UPGRADE = {"autoscaler": {"enabled": True}, "upgrade": {"type": "NewClusterWithI
 INGRESS = {"ingress": {"enabled": True, "host": "mlflow.example.com", "tlsSecret": "mlflow-tls"}}
 
 CASES: tuple[Case, ...] = (
-    Case("training", "pipeline", over(PIPELINE, {"pipeline": {"enabled": True}})),
-    Case("training", "schedule and monitor", over(PIPELINE, {"pipeline": {"schedule": "17 3 * * 1"}, "monitor": {"enabled": True}})),
-    Case("training", "one process", over(PIPELINE, {"rayJob": JOB})),
-    Case("training", "workers", over(PIPELINE, {"rayJob": {**JOB, "numWorkers": [2, 8], "queueName": "team-a"}})),
+    Case("training", "pipeline", over(PIPELINE, {"store": STORE}), only=ELSEWHERE, later=STEP),
+    Case("training", "pipeline on a volume", PIPELINE, only=("laptop",), later=STEP),
+    Case("training", "schedule and monitor", over(PIPELINE, SCHEDULE, {"store": STORE}), only=ELSEWHERE, later=STEP),
+    Case("training", "one process", {"rayJob": JOB}, only=("laptop",)),
+    Case("training", "workers", {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8], "queueName": "team-a"}}, only=ELSEWHERE),
+    Case(
+        "training",
+        "all at once",
+        over(PIPELINE, {"store": STORE, "rayJob": {**JOB, "numWorkers": 2, "submissionMode": "HTTPMode"}}),
+        only=("gpu",),
+    ),
     Case("serving", "model", over(SERVED, UNSIGNED), only=("", "cpu", "gpu", "laptop")),
     Case("serving", "signed model", SERVED, only=("production",)),
     Case("serving", "watched", over(SERVED, UNSIGNED, WATCHED), only=("", "cpu", "gpu")),

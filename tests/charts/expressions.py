@@ -45,13 +45,12 @@ def metric_names(expression: str) -> set[str]:
     """Names of the metrics that an expression reads."""
     names: set[str] = set()
 
-    class Reader:
-        def previsit(self, node: Any) -> bool:
-            if isinstance(node, promql_parser.VectorSelector) and node.name:
-                names.add(str(node.name))
-            return True
+    def read(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector) and node.name:
+            names.add(str(node.name))
+        return True
 
-    promql_parser.walk(Reader(), promql_parser.parse(expression))
+    promql_parser.walk(promql_parser.parse(expression), read)
     return names
 
 

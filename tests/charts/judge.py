@@ -33,15 +33,15 @@ def known_kinds() -> Kinds:
     return {**custom_kinds(OUR_KINDS), **(custom_kinds(read_crds(folder)) if folder else {})}
 
 
-def judge(documents: Sequence[Document], kube_version: str, given: Collection[str] = ()) -> list[str]:
+def judge(documents: Sequence[Document], kube_version: str, given: Collection[str] = (), later: Sequence[Document] = ()) -> list[str]:
     """Everything that is wrong with a rendered chart, a line each.
 
-    `kube_version` is such as `1.34` or `1.34.0`; `given` are names of objects that are in the cluster already.
+    `kube_version` is such as `1.34` or `1.34.0`; `given` and `later` are those of `release_problems`.
     """
     kinds = known_kinds()
     wrong = {told(document): document_problems(document, kube_version, kinds) for document in documents}
     found = [f"{name}: {line}" for name, lines in wrong.items() for line in lines]
-    return found or release_problems(documents, given)  # which reads what must be right by itself
+    return found or release_problems(documents, given, later)  # which reads what must be right by itself
 
 
 def document_problems(document: Document, kube_version: str, kinds: Kinds) -> list[str]:

@@ -7,5 +7,5 @@ from typing import Any
 
 import yaml
 
-OUR_KINDS: tuple[dict[str, Any], ...] = tuple(yaml.safe_load_all(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8")))
+OUR_KINDS: tuple[dict[str, Any], ...] = tuple(yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8")))
 """ServiceMonitor, PodMonitor and PrometheusRule of the Prometheus operator, HTTPRoute of the Gateway API."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from infra.errors import ConfigError
 from pipelines.charts import CHARTS_DIR, helm, profile_file, render
-from tests.charts.cases import CASES, NAMESPACE, RELEASE, Case, Rendering, profiles_of, renderings
+from tests.charts.cases import CASES, NAMESPACE, RELEASE, Case, Rendering, over, profiles_of, renderings
 from tests.charts.crds import CRDS_VARIABLE
 from tests.charts.expressions import expression_problems, promtool_problems
 from tests.charts.judge import judge, known_kinds, needs_kuberay
@@ -43,11 +42,11 @@ def given_names(values: Any) -> set[str]:
     return own.union(*(given_names(value) for value in values.values()))
 
 
-def render_case(rendering: Rendering) -> list[dict[str, Any]]:
-    """The manifests of one rendering. Raises ConfigError where helm refuses."""
+def render_case(rendering: Rendering, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The manifests of one rendering, with changed values. Raises ConfigError where helm refuses."""
     return render(
         rendering.case.chart,
-        rendering.case.values,
+        over(rendering.case.values, changes or {}),
         name=RELEASE,
         namespace=NAMESPACE,
         kube_version=rendering.kube_version,
@@ -60,6 +59,7 @@ def examine(rendering: Rendering) -> Outcome:
     """Renders and judges; a chart that does not render is a problem like any other."""
     try:
         documents = render_case(rendering)
+        later = render_case(rendering, rendering.case.later) if rendering.case.later else []
     except ConfigError as error:
         return Outcome(rendering, problems=[error.message])
     values = rendering.case.values
@@ -67,7 +67,7 @@ def examine(rendering: Rendering) -> Outcome:
     if not documents:
         return Outcome(rendering, problems=["nothing was rendered"])
     judged = [document for document in documents if is_judged(document)]
-    found = judge(judged, rendering.kube_version, given=given_names(values) | given_names(profile))
+    found = judge(judged, rendering.kube_version, given_names(values) | given_names(profile), later)
     return Outcome(rendering, documents, found + expression_problems(documents))
 
 
