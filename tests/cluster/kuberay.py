@@ -9,6 +9,7 @@ and Running alone; Complete or Failed by the entry point's exit code, with Retry
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -25,11 +26,20 @@ from infra.errors import SlipwayError
 from infra.settings import child_environment
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.refs import Ref
+from tests.charts.crds import crds_folder, read_crds
 from tests.cluster.server import Server
 
 FINALIZER = "ray.io/rayjob-finalizer"
 POLL_S = 0.05
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def ray_definitions() -> tuple[dict[str, Any], ...]:
+    """The definitions of the ray.io kinds, read once: that takes a second."""
+    folder = crds_folder()
+    assert folder is not None
+    return tuple(read_crds(folder))
 
 
 @dataclass

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref
 from pipelines.executors import kubernetes, rayjob_following
 from pipelines.executors.kubernetes import KubernetesExecutor, job_name
-from tests.charts.crds import crds_folder, read_crds
-from tests.cluster.kuberay import KubeRay
+from tests.charts.crds import crds_folder
+from tests.cluster.kuberay import KubeRay, ray_definitions
 from tests.cluster.server import Server, serve
 from tests.cluster.toy_step import ToyJob
 from tests.conftest import wait_for
@@ -35,17 +35,10 @@ VALUES = {"rayJob": {"backoffLimit": 1}}
 pytestmark = pytest.mark.skipif(crds_folder() is None, reason="needs KubeRay's definitions (SLIPWAY_KUBERAY_CRDS)")
 
 
-@pytest.fixture(scope="module")
-def definitions() -> Sequence[dict[str, Any]]:
-    folder = crds_folder()
-    assert folder is not None
-    return read_crds(folder)
-
-
 @pytest.fixture
-def server(definitions: Sequence[dict[str, Any]]) -> Iterator[Server]:
+def server() -> Iterator[Server]:
     with serve() as running:
-        running.install(definitions)
+        running.install(ray_definitions())
         yield running
 
 
