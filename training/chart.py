@@ -149,8 +149,6 @@ class TrainingChart(ChartValues):
             problems.append("rayJob.enabled needs rayJob.job, the path of a configuration in the store.")
         if (self.ray_job.enabled or self.pipeline.enabled or self.pipeline.schedule) and not self.store.url:
             problems.append("store.url is empty. Artifacts travel by it: give a URL, such as s3://bucket/slipway.")
-        if self.store.url.startswith("file://") and not self.store.existing_claim:
-            problems.append(f"store.url {self.store.url!r} is a path of each pod's own. Name a shared volume in store.existingClaim.")
         if problems:
             raise ValueError(" ".join(problems))
         return self

@@ -42,8 +42,27 @@ def test_rayjob_with_a_range_of_workers_has_pods_for_the_most_and_keeps_the_leas
     """Three to twenty workers at eight a pod are one to three pods; the head takes none of them."""
     cluster = cluster_of(job_values(rayJob={"numWorkers": [3, 20]}, workers={"workersPerPod": 8}))
     (group,) = cluster["workerGroupSpecs"]
-    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 3, 3)
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 1, 3)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["enableInTreeAutoscaling"] is True
+
+
+def test_rayjob_with_a_range_of_workers_gives_the_autoscaler_alone_a_word_to_kubernetes() -> None:
+    """What users train runs beside it in the head's pod."""
+    cluster = cluster_of(job_values(rayJob={"numWorkers": [1, 4]}))
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    (volume,) = (each["name"] for each in pod["volumes"] if "projected" in each)
+    assert pod["automountServiceAccountToken"] is False
+    assert volume in [mount["name"] for mount in cluster["autoscalerOptions"]["volumeMounts"]]
+    assert volume not in [mount["name"] for mount in pod["containers"][0]["volumeMounts"]]
+
+
+@pytest.mark.parametrize("changes", [{"numWorkers": 3}, {"numWorkers": [3, 3]}, {"numWorkers": [1, 3], "queueName": "team"}])
+def test_rayjob_with_one_number_of_workers_or_a_queue_asks_for_all_at_once(changes: dict[str, Any]) -> None:
+    """Kueue admits what a job asks for at its start; KubeRay's autoscaler would change that later."""
+    cluster = cluster_of(job_values(rayJob=changes))
+    assert cluster["workerGroupSpecs"][0]["replicas"] == 3
+    assert "enableInTreeAutoscaling" not in cluster
 
 
 def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
@@ -172,6 +191,8 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
         ({"store": STORE, "rayJob": {"enabled": True}}, r"needs rayJob\.job"),
         (job_values(store={}), r"needs store\.url"),
         (job_values(rayJob={"numWorkers": [4, 2]}), "larger number first"),
+        (job_values(store={**STORE, "existingClaim": "shared"}), r"store\.existingClaim is mounted"),
+        (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
