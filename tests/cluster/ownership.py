@@ -48,7 +48,12 @@ def write(live: dict[str, Any], managers: dict[Manager, Entry], kind: Kind) -> N
     for manager, entry in managers.items():
         if not entry.paths:
             continue
-        shown = {"manager": manager.name, "operation": manager.operation, "apiVersion": kind.api_version, "time": entry.time}
+        shown: dict[str, Any] = {
+            "manager": manager.name,
+            "operation": manager.operation,
+            "apiVersion": kind.api_version,
+            "time": entry.time,
+        }
         shown |= {"fieldsType": "FieldsV1", "fieldsV1": fields.encode(entry.paths)}
         entries.append(shown | ({"subresource": manager.subresource} if manager.subresource else {}))
     live["metadata"]["managedFields"] = entries

@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Server]:
     """A server that runs until the end of the block."""
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="apiserver", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="apiserver", daemon=True)
     thread.start()
     try:
         yield server

@@ -39,7 +39,7 @@ def events(api: Api, path: str, number: int, **query: str) -> list[tuple[str, di
     deadline_s = time.monotonic() + 20
     with lines_of(response, idle_s=0.15 if api.is_loopback else 2.0) as lines:
         for line in lines:
-            event = json.loads(line) if line else {"type": "BOOKMARK"}
+            event: dict[str, Any] = json.loads(line) if line else {"type": "BOOKMARK"}
             if event["type"] != "BOOKMARK":
                 found.append((event["type"], event["object"]))
             if line is None and len(found) >= number:
@@ -185,7 +185,7 @@ def test_namespace_takes_all_that_lies_in_it(api: Api) -> None:
 def test_definition_shows_in_discovery_and_its_kinds_are_unknown_before(api: Api) -> None:
     groups = [group["name"] for group in listed(api, "/apis")["groups"]]
     assert "test.slipway.dev" in groups
-    kinds = {entry["name"]: entry for entry in listed(api, f"/apis/{WIDGETS}")["resources"]}
+    kinds: dict[str, Any] = {entry["name"]: entry for entry in listed(api, f"/apis/{WIDGETS}")["resources"]}
     assert (kinds["widgets"]["kind"], kinds["widgets"]["namespaced"]) == ("Widget", True)
     assert "widgets/status" in kinds
     assert api.cluster.request("GET", "/apis/absent.slipway.dev/v1", "look", expected=(404,)).status == 404
