@@ -10,7 +10,7 @@ from infra.config import apply_overrides, load_yaml
 from infra.errors import ConfigError
 from infra.settings import Settings
 from infra.signing import public_file
-from pipelines.charts import Chart
+from pipelines.charts import Chart, layered
 from pipelines.deploy import model
 from pipelines.spec import Spec, load_spec
 
@@ -19,16 +19,6 @@ TRUSTED_KEYS_PATH = "/etc/slipway/trusted/trusted.pem"
 ALL_ADDRESSES = "0.0.0.0"  # of the pod alone; the NetworkPolicy says who reaches it
 OF_THIS_MACHINE = {"host", "port", "engine_python", "api_keys_file", "trusted_keys_file", "adapters", "pools"}
 Values = dict[str, Any]
-
-
-def layered(*layers: Mapping[str, Any]) -> Values:
-    """The layers as one, each over those before it: mappings are joined, anything else is replaced."""
-    result: Values = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = result.get(key)
-            result[key] = layered(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
-    return result
 
 
 def given_values(files: Sequence[Path]) -> Values:

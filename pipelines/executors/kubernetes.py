@@ -49,6 +49,9 @@ class KubernetesExecutor:
     """Programs as RayJobs of one namespace."""
 
     def __init__(self, cluster: Cluster, store: ArtifactStore, home: Path, values: Mapping[str, Any]) -> None:
+        url = (values.get("store") or {}).get("url") or store.place.url
+        if url != store.place.url:
+            raise ConfigError(f"the values say store.url {url}, and SLIPWAY_STORE is {store.place.url}. Make them the same.")
         self._cluster, self._store, self._home, self._values = cluster, store, home, values
 
     def run_to_end(self, module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None]) -> None:
@@ -83,7 +86,9 @@ class KubernetesExecutor:
         num_workers = getattr(getattr(shipment.job, "train", None), "num_workers", None)
         if shipment.module == "training.finetune" and num_workers is not None:
             ray_job["numWorkers"] = list(num_workers) if isinstance(num_workers, tuple) else num_workers
-        values = {**OF_ONE_JOB, "store": {"url": self._store.place.url}, **self._values, "rayJob": ray_job}
+        if (engine := getattr(getattr(shipment.job, "serve", None), "engine", None)) is not None:
+            ray_job["engine"] = engine  # which has an image of its own
+        values = charts.layered(OF_ONE_JOB, {"store": {"url": self._store.place.url}}, self._values, {"rayJob": ray_job})
         manifests = charts.render(
             "training", values, name=RELEASE, namespace=self._cluster.namespace, kube_version=kube_version(self._cluster),
             api_versions=[API_VERSION],

@@ -45,22 +45,22 @@ def follow(cluster: Cluster, ref: Ref, shipment: Shipment, pods: PodWatch, on_ti
     """How the RayJob ended; `done` also where its program has left a result that is final. Calls `on_tick` several times a second."""
     started_s = time.monotonic()
     store_clock, pods_clock = _Clock(STORE_S), _Clock(PODS_S, started_s)
-    found = Verdict("waiting", "")
+    found, before = Verdict("waiting", ""), ""
     live = None
     for event in watch_one(cluster, ref, idle_s=TICK_S):
+        if (event is not None and event.state == "gone") or (event is None and live is None and cluster.get(ref) is None):
+            return failed(TransientError(f"{ref} was deleted by someone. Run the same command again to resume."))
         if event is not None:
-            if event.state == "gone":
-                return failed(TransientError(f"{ref} was deleted by someone. Run the same command again to resume."))
-            live, before = event.live, found.text
-            found = verdict(live)
+            live, found = event.live, verdict(event.live)
             if found.text != before:
                 log.info("%s: %s", ref, found.text)
             if found.phase in ("done", "failed"):
                 return found
-        if store_clock.is_due():
+        if store_clock.is_due() or found.text != before:  # before KubeRay tries again what would end the same way
             shipment.follow()
             if is_final(shipment.result()):
                 return Verdict("done", "its program has left its result")
+        before = found.text
         on_tick()
         if found.phase in ("waiting", "troubled") and pods_clock.is_due() and (trouble := pods.lasting()) is not None:
             return failed(trouble.error)

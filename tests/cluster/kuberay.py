@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from tests.cluster.server import Server
 
 FINALIZER = "ray.io/rayjob-finalizer"
 POLL_S = 0.05
+RETRY_S = 1.0  # that a Ray cluster takes to go; a real one takes longer
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -67,6 +69,7 @@ class KubeRay:
     """Every run of an entry point so far."""
     faults: list[BaseException] = field(default_factory=list)
     _now: dict[str, Started] = field(default_factory=dict)
+    _retry_s: dict[str, float] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> KubeRay:
@@ -109,6 +112,11 @@ class KubeRay:
             self._start(live, ref, status)
         elif state == "Running":
             self._look(live, ref, status)
+        elif state == "Retrying" and ref.name in self._now:
+            self._stop(ref)
+            self._retry_s[ref.name] = time.monotonic() + RETRY_S
+        elif state == "Retrying" and time.monotonic() < self._retry_s[ref.name]:
+            return
         elif state in ("Suspending", "Retrying"):
             self._stop(ref)
             after = "Suspended" if state == "Suspending" else ""

@@ -13,6 +13,7 @@ from infra.contracts import write_manifest
 from infra.errors import ConfigError
 from infra.provenance import Provenance
 from infra.settings import Settings
+from pipelines.charts import layered
 from pipelines.deploy import rendering, values
 from pipelines.deploy.commands import deployment_name
 
@@ -38,7 +39,7 @@ def serving(spec: Path, settings: Settings, given: dict[str, Any] = GIVEN) -> di
 
 def test_layers_join_mappings_and_replace_all_else() -> None:
     below, above = {"a": {"b": 1, "c": [1, 2]}, "d": {"e": 1}}, {"a": {"c": [3]}, "d": 5}
-    assert values.layered(below, above) == {"a": {"b": 1, "c": [3]}, "d": 5}
+    assert layered(below, above) == {"a": {"b": 1, "c": [3]}, "d": 5}
     assert below == {"a": {"b": 1, "c": [1, 2]}, "d": {"e": 1}}
 
 

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = "tests.cluster.toy_step"
 NAME = "slipway-toy-0123456789abcdef"
 REF = Ref("ray.io/v1", "RayJob", NAME)
-VALUES = {"rayJob": {"backoffLimit": 1}}
+VALUES = {"rayJob": {"backoffLimit": 1}, "store": {"existingClaim": "shared"}}
 pytestmark = pytest.mark.skipif(crds_folder() is None, reason="needs KubeRay's definitions (SLIPWAY_KUBERAY_CRDS)")
 
 
@@ -129,7 +129,7 @@ def test_program_runs_on_a_node_and_its_output_log_and_progress_come_home(toy: T
 
 
 def test_rayjob_is_what_the_values_say_and_is_owned_by_us(toy: Toy, cluster: Cluster) -> None:
-    values = {"rayJob": {"queueName": "team", "activeDeadlineSeconds": 77}, "labels": {"cost": "a"}}
+    values = {**VALUES, "rayJob": {"queueName": "team", "activeDeadlineSeconds": 77}, "labels": {"cost": "a"}}
     thread, raised = in_background(toy, values=values)
     until(lambda: cluster.get(REF))
     live = cluster.get(REF)
@@ -144,6 +144,7 @@ def test_rayjob_is_what_the_values_say_and_is_owned_by_us(toy: Toy, cluster: Clu
     assert "deleted by someone" in str(raised[0])
 
 
+@pytest.mark.slow
 def test_known_error_of_the_program_arrives_as_itself_and_costs_no_second_cluster(toy: Toy, kuberay: KubeRay, cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match="no such row"):
         toy.run(fails_by="no such row")
@@ -151,6 +152,7 @@ def test_known_error_of_the_program_arrives_as_itself_and_costs_no_second_cluste
     until(lambda: cluster.get(REF) is None)
 
 
+@pytest.mark.slow
 def test_lost_node_costs_a_try_and_the_job_goes_on(toy: Toy, kuberay: KubeRay, tmp_path: Path) -> None:
     thread, raised = in_background(toy, hangs_once_in=tmp_path)
     wait_for(tmp_path / "mark")
@@ -161,6 +163,7 @@ def test_lost_node_costs_a_try_and_the_job_goes_on(toy: Toy, kuberay: KubeRay, t
     assert len(kuberay.started) == 2
 
 
+@pytest.mark.slow
 def test_preempted_job_waits_and_goes_on_when_there_is_room(toy: Toy, kuberay: KubeRay, cluster: Cluster, tmp_path: Path) -> None:
     thread, raised = in_background(toy, hangs_once_in=tmp_path)
     wait_for(tmp_path / "mark")
@@ -238,7 +241,7 @@ def test_rayjob_that_nobody_looks_at_is_told(toy: Toy, cluster: Cluster, monkeyp
 
 def test_rayjob_in_a_queue_may_wait_unlooked_at(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rayjob_following, "OPERATOR_S", 0.1)
-    thread, raised = in_background(toy, values={"rayJob": {"queueName": "team"}})
+    thread, raised = in_background(toy, values={**VALUES, "rayJob": {"queueName": "team"}})
     until(lambda: cluster.get(REF))
     time.sleep(0.5)
     assert thread.is_alive()
@@ -247,6 +250,7 @@ def test_rayjob_in_a_queue_may_wait_unlooked_at(toy: Toy, cluster: Cluster, monk
     assert "deleted by someone" in str(raised[0])
 
 
+@pytest.mark.slow
 def test_failed_rayjob_of_an_earlier_driver_makes_room_for_a_new_one(toy: Toy, server: Server, cluster: Cluster, tmp_path: Path) -> None:
     thread, _ = in_background(toy, text="first")
     until(lambda: cluster.get(REF))
@@ -261,6 +265,7 @@ def test_failed_rayjob_of_an_earlier_driver_makes_room_for_a_new_one(toy: Toy, s
     assert toy.text == "second"
 
 
+@pytest.mark.slow
 def test_cut_connections_and_a_forgotten_history_do_not_disturb_it(
     toy: Toy, server: Server, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -274,6 +279,11 @@ def test_cut_connections_and_a_forgotten_history_do_not_disturb_it(
     assert raised == []
     assert toy.log_file.read_text().count("toy step ends") == 1
     assert len(kuberay.started) == 1
+
+
+def test_store_of_the_values_must_be_the_drivers(toy: Toy) -> None:
+    with pytest.raises(ConfigError, match=r"s3://other, and SLIPWAY_STORE is file://"):
+        toy.run(values={"store": {"url": "s3://other"}})
 
 
 def test_names_are_such_as_kuberay_takes_and_differ_where_the_slots_do() -> None:
@@ -300,6 +310,7 @@ def start_driver(place: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", DRIVER, str(place)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_interrupted_driver_leaves_the_job_running_and_says_how_to_end_it(kuberay: KubeRay, cluster: Cluster, tmp_path: Path) -> None:
     driver = start_driver(tmp_path)
     until(lambda: kuberay.started)
@@ -331,9 +342,10 @@ def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
         if (live := cluster.get(REF)) is not None:
             uids.add(live["metadata"]["uid"])
         driver.kill()
-        driver.wait()
+        driver.communicate()
     last = start_driver(tmp_path)
-    assert last.wait(60) == 0
+    _, said = last.communicate(timeout=60)
+    assert last.returncode == 0, said
     assert toy.text == "by whichever driver"
     assert len(uids) <= 1
     assert len(kuberay.started) == 1

@@ -243,6 +243,7 @@ rollout.roll_out(connect(Path(sys.argv[1]), patience_s=5), "toy", "serving", man
 """
 
 
+@pytest.mark.slow
 def test_deploy_that_is_killed_at_any_request_goes_on_as_the_same_revision(server: Server, cluster: Cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "kubeconfig")]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
