@@ -62,7 +62,8 @@ class Demand(Config):
         """At least so many, and at least half a minute of them; arrivals know nothing of each other."""
         chance = random.Random(f"demand {seed}")
         rate = self.requests_per_s
-        made, now_s = [], 0.0
+        made: list[Request] = []
+        now_s = 0.0
         while len(made) < num_requests or now_s < LEAST_S:
             now_s += chance.expovariate(rate)
             made.append(_request(chance, now_s, self.prompt_tokens, self.answer_tokens))

@@ -31,10 +31,11 @@ STREAMS = (1, 4, 16, 32)
 NUM_TOKENS = 128
 NUM_ROUNDS = 3
 NUM_PROMPTS = 8
-SHORT_WORDS, LONG_WORDS = 16, 400
+SHORT_WORDS, LONG_WORDS = 8, 400
 WORDS = ["harbour", "ship", "mast", "anchor", "keel", "rope", "tide", "crew", "cargo", "pilot"]
 ANSWER_S = 600.0
 LOOK_S = 10.0
+MESSAGE_BYTES = 500
 START_METRIC = "slipway_replica_start_seconds{"
 
 
@@ -45,7 +46,7 @@ def measure(given: argparse.Namespace) -> Curve:
     for num_streams in given.streams:
         rates[num_streams] = round(statistics.median(_rate(given.url, model, num_streams, given.tokens) for _ in range(given.rounds)), 1)
         print(f"{num_streams:4d} streams: {rates[num_streams]} tokens/s", file=sys.stderr, flush=True)
-    prompt_rate = round(_prompt_rate(given.url, model))
+    prompt_rate = round(_prompt_rate(given.url, model, given.prompt_words))
     print(f"prompts: {prompt_rate} tokens/s", file=sys.stderr, flush=True)
     known = {
         "engine": given.engine,
@@ -74,11 +75,11 @@ def _rate(url: str, model: str, num_streams: int, num_tokens: int) -> float:
     return float(json.loads(done.stdout)["tokens_per_s"])
 
 
-def _prompt_rate(url: str, model: str) -> float:
+def _prompt_rate(url: str, model: str, num_words: int) -> float:
     """Prompt tokens/s: what a long prompt has more than a short one, over the time that it takes more; of several, the median."""
     rates = []
     for _ in range(NUM_PROMPTS):
-        (short_tokens, short_s), (long_tokens, long_s) = (_one_token(url, model, words) for words in (SHORT_WORDS, LONG_WORDS))
+        (short_tokens, short_s), (long_tokens, long_s) = (_one_token(url, model, words) for words in (SHORT_WORDS, num_words))
         rates.append((long_tokens - short_tokens) / max(long_s - short_s, 1e-6))
     return statistics.median(rates)
 
@@ -116,9 +117,7 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
             return dict(json.loads(response.read()))
     except (urllib.error.URLError, OSError) as error:
-        raise ConfigError(
-            f"{url}: {error}. A server of the OpenAI API is needed there, and SLIPWAY_API_KEY where it asks for a key."
-        ) from error
+        raise ConfigError(f"{url}: {error}. A server of the OpenAI API is needed there.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="numbers of streams, 1 among them")
     parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="new tokens of each stream")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="times that each is measured; the median counts")
+    parser.add_argument(
+        "--prompt-words", type=int, default=LONG_WORDS, help="words of the long prompts; as many as the context has room for"
+    )
     parser.add_argument("--engine", default="openvino", help="what the curve calls the engine")
     parser.add_argument("--hardware", default="not told", help="what the curve calls the machine")
     fields = Curve.model_fields
