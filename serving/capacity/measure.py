@@ -116,6 +116,11 @@ def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
             return dict(json.loads(response.read()))
+    except urllib.error.HTTPError as error:
+        said = error.read(MESSAGE_BYTES).decode(errors="replace")
+        raise ConfigError(
+            f"{url}: {error}: {said}. Set SLIPWAY_API_KEY where it asks for a key, and fewer --prompt-words where its context is short."
+        ) from error
     except (urllib.error.URLError, OSError) as error:
         raise ConfigError(f"{url}: {error}. A server of the OpenAI API is needed there.") from error
 

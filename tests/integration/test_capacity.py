@@ -19,21 +19,10 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 def test_bench_curve_of_a_running_server_is_a_curve_that_plans_are_made_of(toy_server: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    options = [
-        "--url",
-        toy_server.url,
-        "--output",
-        str(file),
-        "--streams",
-        "1",
-        "4",
-        "--tokens",
-        "8",
-        "--rounds",
-        "1",
-        "--prompt-words",
-        "60",
-    ]
+    options = ["--url", toy_server.url, "--output", str(file), "--streams", "1", "4", "--tokens", "8", "--rounds", "1"]
+    many = run("bench", "curve", *options, "--cpus-per-replica", "1", "--prompt-words", "60")
+    assert "fewer --prompt-words" in many.stderr
+    options += ["--prompt-words", "24"]  # its context is 256 bytes
     done = run("bench", "curve", *options, "--cpus-per-replica", "1", "--hardware", "this machine")
     assert done.returncode == 0, done.stderr
     curve = Curve(**yaml.safe_load(file.read_text()))
