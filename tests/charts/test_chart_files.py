@@ -1,0 +1,50 @@
+"""What the charts hold that is written from elsewhere is what would be written now, and says what it must."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.chart_schema import values_of
+from pipelines.chart_files import MODELS, main, stale_files
+from pipelines.charts import CHARTS_DIR
+
+
+def test_written_files_in_the_tree_are_what_the_models_would_write() -> None:
+    """A changed model needs `make schema`."""
+    assert stale_files() == []
+
+
+def test_stale_files_after_a_change_by_hand_names_the_file(tmp_path: Path) -> None:
+    """One changed word is enough."""
+    charts = tmp_path / "helm"
+    shutil.copytree(CHARTS_DIR, charts)
+    changed = charts / "training" / "values.yaml"
+    changed.write_text(changed.read_text().replace("10001", "0"))
+    assert stale_files(charts) == [changed]
+
+
+def test_check_of_the_tree_as_it_is_ends_well() -> None:
+    """As `make check` asks."""
+    assert main(["--check"], say=lambda _: None) == 0
+
+
+@pytest.mark.parametrize("chart", MODELS)
+def test_values_file_read_back_is_the_model_by_default(chart: str) -> None:
+    """The file is written line by line, so YAML must read the same from it."""
+    model, _ = MODELS[chart]
+    data = yaml.safe_load((CHARTS_DIR / chart / "values.yaml").read_text())
+    assert model.model_validate(data) == model()
+    assert data == model().model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@pytest.mark.parametrize("chart", MODELS)
+def test_values_of_a_chart_each_have_a_text(chart: str) -> None:
+    """A value that says nothing of itself is one nobody can set; names that Kubernetes or the field itself explains are few."""
+    values = list(values_of(MODELS[chart][0]))
+    silent = [value.path for value in values if not value.text and not value.path.startswith("config.")]
+    assert len(values) > 50
+    assert silent == []

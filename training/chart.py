@@ -1,0 +1,136 @@
+"""The values of the chart helm/training, but for the spec, which is of a floor above (pipelines/training_chart.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from infra.kube import (
+    ArtifactStore,
+    ChartValues,
+    Image,
+    KubeModel,
+    Quantity,
+    Resources,
+    Scheduling,
+    Storage,
+    Tracking,
+)
+from training.config import Workers
+
+RAY_NAME_CHARS = 47
+"""Longest name that KubeRay takes: it adds to it what makes the names of pods."""
+MODULE_PATTERN = r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$"
+PATH_PATTERN = r"^([A-Za-z0-9_@.-]+/)*[A-Za-z0-9_@.-]+$"
+QueueName = Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+
+
+class RayPod(Scheduling):
+    """A pod of Ray."""
+
+    resources: Resources = Resources()
+    """Of its container; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
+    shared_memory: Quantity = "1Gi"
+    """Ray's object store (`/dev/shm`), counted in the pod's memory."""
+
+
+class WorkerPod(RayPod):
+    """The pods that training is spread over."""
+
+    workers_per_pod: int = Field(1, ge=1, le=64)
+    """Workers of Ray Train in one pod, such as one a GPU; `rayJob.numWorkers` over this is the number of pods."""
+
+
+class RayJob(KubeModel):
+    """One heavy step as a RayJob of KubeRay: `python -m MODULE` in a Ray cluster of its own. The kubernetes executor sets this."""
+
+    enabled: bool = False
+    """Whether there is one."""
+    name: str = Field("", max_length=RAY_NAME_CHARS, pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")
+    """Name of the RayJob; empty means the release's."""
+    module: str = Field("training.finetune", pattern=MODULE_PATTERN)
+    """The program."""
+    job: str = Field("", pattern=f"{PATH_PATTERN}|^$")
+    """Its configuration's path in the store, such as `staging/train-0123456789abcdef/config.json`."""
+    num_workers: Workers | None = None
+    """Workers of Ray Train, a number or `[min, max]`; absent means a program of one process, which gets a pod alone (`solo`)."""
+    submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"
+    """Who hands the program to Ray: a pod, which shows its log, or the operator itself."""
+    backoff_limit: int = Field(2, ge=0, le=100)
+    """How often a failed Ray cluster is made again; training goes on from its last checkpoint in the store."""
+    active_deadline_seconds: int = Field(7 * 86400, ge=1)
+    """Longest time of the whole job."""
+    pre_running_deadline_seconds: int | None = Field(None, ge=1)
+    """Longest time until the program runs; absent means that it may wait for nodes as long as the job may take."""
+    ttl_seconds_after_finished: int = Field(600, ge=0)
+    """How long a finished job's objects stay, for a look at them. The cluster, with its GPUs, ends at once."""
+    suspend: bool = False
+    """Made but not begun; Kueue sets it itself."""
+    queue_name: QueueName = ""
+    """Kueue's LocalQueue; empty means that Kueue has no part in it."""
+    queue_priority_class: QueueName = ""
+    """Kueue's WorkloadPriorityClass."""
+
+
+class Pipeline(Scheduling):
+    """The driver: `slipway run` in a pod, which starts the heavy steps as RayJobs."""
+
+    enabled: bool = False
+    """Whether a Job runs the spec once, now."""
+    resources: Resources = Resources()
+    """Of its container; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
+    schedule: str = Field("", pattern=r"^(@(hourly|daily|weekly|monthly|yearly|annually|midnight)|\S+( \S+){4})?$")
+    """Cron times at which a CronJob runs it; empty means never."""
+    time_zone: str = Field("Etc/UTC", pattern=r"^[A-Za-z0-9_+/-]+$")
+    """In which `schedule` is read."""
+    suspend: bool = False
+    """Whether the CronJob pauses."""
+    starting_deadline_seconds: int = Field(3600, ge=10)
+    """How late a scheduled run may still begin."""
+    backoff_limit: int = Field(3, ge=0, le=100)
+    """How often a driver is started again that ended by exit code 75, or whose node was lost. Bad input (2) and a gate's refusal (3) end
+    the Job at once."""
+    active_deadline_seconds: int = Field(14 * 86400, ge=1)
+    """Longest time of one run."""
+    ttl_seconds_after_finished: int = Field(7 * 86400, ge=0)
+    """How long a finished Job stays."""
+    history: int = Field(3, ge=0, le=100)
+    """Finished Jobs that the CronJob keeps of each kind."""
+    arguments: list[str] = Field(default_factory=list)
+    """More arguments of `slipway run`, such as `--set train.epochs=1`."""
+
+
+class TrainingChart(ChartValues):
+    """The values of helm/training."""
+
+    image: Image = Image(repository="slipway-train")
+    """Image of Ray's head and workers: training and quantization."""
+    pipeline_image: Image = Image(repository="slipway-pipeline")
+    """Image of the driver."""
+    store: ArtifactStore = ArtifactStore()
+    tracking: Tracking = Tracking()
+    home: Storage | None = None
+    """Volume of the driver's home; absent means one that ends with its pod, as the store has all that is needed to go on."""
+    scratch: Quantity = "50Gi"
+    """Disk of each Ray pod for its home: inputs, checkpoints, outputs."""
+    head: RayPod = RayPod(resources=Resources(requests={"cpu": 1, "memory": "4Gi"}, limits={"memory": "4Gi"}))
+    """Ray's head where there are workers; it computes nothing."""
+    workers: WorkerPod = WorkerPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
+    solo: RayPod = RayPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
+    """The one pod of a program that is one process: merge, quantize, answers."""
+    ray_job: RayJob = RayJob()
+    pipeline: Pipeline = Pipeline(resources=Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}))
+
+    @model_validator(mode="after")
+    def _can_travel(self) -> Self:
+        problems = []
+        if self.ray_job.enabled and not self.ray_job.job:
+            problems.append("rayJob.enabled needs rayJob.job, the path of a configuration in the store.")
+        if (self.ray_job.enabled or self.pipeline.enabled or self.pipeline.schedule) and not self.store.url:
+            problems.append("store.url is empty. Artifacts travel by it: give a URL, such as s3://bucket/slipway.")
+        if self.store.url.startswith("file://") and not self.store.existing_claim:
+            problems.append(f"store.url {self.store.url!r} is a path of each pod's own. Name a shared volume in store.existingClaim.")
+        if problems:
+            raise ValueError(" ".join(problems))
+        return self
