@@ -111,7 +111,9 @@ def load_cluster_addresses() -> ClusterAddresses:
             "replicas share; `openssl rand -hex 32` makes one."
         ) from error
     if len(token) < MIN_TOKEN_CHARS:
-        raise ConfigError(f"{token_file}: {len(token)} characters. A secret of at least {MIN_TOKEN_CHARS} is needed: `openssl rand -hex 32`.")
+        raise ConfigError(
+            f"{token_file}: {len(token)} characters. A secret of at least {MIN_TOKEN_CHARS} is needed: `openssl rand -hex 32`."
+        )
     return ClusterAddresses(
         gateways=tuple(_host_and_port(text) for text in os.environ.get("SLIPWAY_GATEWAYS", "").split(",") if text),
         front_token=SecretStr(token),

@@ -89,7 +89,9 @@ class ClusterConfig(Config):
     def _address_problems(self) -> list[str]:
         problems = []
         if self.serve.host in OWN_HOSTS:
-            problems.append(f"serve.host is {self.serve.host!r}, at which only a gateway's own pod reaches it. Set it to '0.0.0.0' or '::'.")
+            problems.append(
+                f"serve.host is {self.serve.host!r}, at which only a gateway's own pod reaches it. Set it to '0.0.0.0' or '::'."
+            )
         if self.first_replica_port + self.num_replica_ports - 1 > 65535:
             problems.append(f"first_replica_port {self.first_replica_port} and num_replica_ports {self.num_replica_ports} go past 65535.")
         if self.announce_port == self.serve.port:
@@ -110,13 +112,19 @@ class ClusterConfig(Config):
         return problems
 
     def _pool_problems(self) -> list[str]:
-        problems = [f"pools.{pool.name}.model_dir is a folder of one machine. Say it in `pool_models`." for pool in self.serve.pools if pool.model_dir]
+        problems = [
+            f"pools.{pool.name}.model_dir is a folder of one machine. Say it in `pool_models`."
+            for pool in self.serve.pools
+            if pool.model_dir
+        ]
         names = {pool.name for pool in self.serve.pools}
         problems += [f"pool_models names {name!r}, which is no pool." for name in sorted(set(self.pool_models) - names)]
         for name, config in self.per_pool.items():
             if config.cpus_per_replica is None:
                 where = f"of pool {name} " if name else ""
-                problems.append(f"cpus_per_replica {where}is absent: on a cluster there is no machine whose cores could be shared out. Set it.")
+                problems.append(
+                    f"cpus_per_replica {where}is absent: on a cluster there is no machine whose cores could be shared out. Set it."
+                )
         return problems
 
     @property

@@ -31,7 +31,9 @@ def fetch(source: ModelSource, settings: Settings) -> Path:
 def _of_path(source: PathSource) -> Path:
     held = read_manifest(source.path).digest
     if source.digest not in (None, held):
-        raise ArtifactError(f"{source.path}: holds the artifact {held}, and {source.digest} is to be served. Put that one there, or change the digest.")
+        raise ArtifactError(
+            f"{source.path}: holds the artifact {held}, and {source.digest} is to be served. Put that one there, or change the digest."
+        )
     return source.path
 
 

@@ -1,0 +1,157 @@
+{{- /* Written from helm/shared by `make schema` into every chart; change it there. */ -}}
+
+{{- /* Name with which every object of the release begins. */ -}}
+{{- define "slipway.fullname" -}}
+{{- $name := default .Release.Name .Values.fullnameOverride | replace "." "-" -}}
+{{- if gt (len $name) 40 -}}
+{{- fail (printf "release name %q has %d characters; names of objects are made from it, and 40 are the most. Take a shorter one, or set fullnameOverride." $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{- /* What tells a component's pods from all others: dict "root" $ "component" "x" ["instance" "y"]. */ -}}
+{{- define "slipway.selector" -}}
+app.kubernetes.io/name: {{ printf "slipway-%s" (default .root.Chart.Name .root.Values.nameOverride) }}
+app.kubernetes.io/instance: {{ default .root.Release.Name .instance }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- /* Labels of an object, and of a pod: as above. */ -}}
+{{- define "slipway.labels" -}}
+{{ include "slipway.selector" . }}
+app.kubernetes.io/part-of: slipway
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ default .root.Release.Service .root.Values.managedBy }}
+slipway.dev/deployment: {{ default .root.Release.Name .root.Values.deployment }}
+{{- with .root.Values.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* An image's reference: dict "root" $ "image" .Values.image. */ -}}
+{{- define "slipway.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ default .root.Chart.AppVersion .image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "slipway.serviceAccountName" -}}
+{{- default (ternary (include "slipway.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- /* Restricted Pod Security, of a pod; never a value. */ -}}
+{{- define "slipway.podSecurity" -}}
+runAsNonRoot: true
+{{- if .Values.security.setIds }}
+runAsUser: {{ int64 .Values.security.runAsUser }}
+runAsGroup: {{ int64 .Values.security.runAsGroup }}
+fsGroup: {{ int64 .Values.security.fsGroup }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- /* Restricted Pod Security, of a container; never a value. */ -}}
+{{- define "slipway.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+{{- end -}}
+
+{{- /* What every pod's spec begins with: dict "root" $ "pod" .Values.x. */ -}}
+{{- define "slipway.pod" -}}
+securityContext:
+  {{- include "slipway.podSecurity" .root | nindent 2 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+enableServiceLinks: false
+{{- with .pod }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
+{{- define "slipway.env" -}}
+{{- range .Values.env }}
+- name: {{ .name }}
+  {{- if .secret }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret.name }}
+      key: {{ .secret.key }}
+  {{- else }}
+  value: {{ .value | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Where artifacts and figures go, for programs of ours; needs the values `store` and `tracking`. */ -}}
+{{- define "slipway.addresses" -}}
+- name: SLIPWAY_HOME
+  value: /var/lib/slipway
+- name: HOME
+  value: /tmp
+{{- with .Values.store.url }}
+- name: SLIPWAY_STORE
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.tracking.uri }}
+- name: MLFLOW_TRACKING_URI
+  value: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* Their secrets, by reference. */ -}}
+{{- define "slipway.addressSecrets" -}}
+{{- range compact (list .Values.store.existingSecret .Values.tracking.existingSecret) | uniq }}
+- secretRef:
+    name: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Mount of a store that is a volume. */ -}}
+{{- define "slipway.storeMount" -}}
+{{- if .Values.store.existingClaim }}
+- name: store
+  mountPath: {{ trimPrefix "file://" .Values.store.url }}
+{{- end }}
+{{- end -}}
+
+{{- define "slipway.storeVolume" -}}
+{{- if .Values.store.existingClaim }}
+- name: store
+  persistentVolumeClaim:
+    claimName: {{ .Values.store.existingClaim }}
+{{- end }}
+{{- end -}}
