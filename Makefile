@@ -88,6 +88,11 @@ lock: ## write each lock in infra/locks from its .in file (needs uv)
 	for name in laptop train-newest vllm; do \
 	  uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-header --no-annotate infra/locks/$$name.in -o infra/locks/$$name.txt; \
 	done
+	cd infra/locks && for name in train serve-cpu pipeline tracking torch-cuda serve-gpu; do \
+	  case $$name in torch-cuda|serve-gpu) without=;; *) without="--excludes not-locked.txt";; esac; \
+	  uv pip compile -q --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate \
+	    --overrides overrides.txt $$without $$name.in -o $$name.txt || exit 1; \
+	done
 
 bench: install ## training against TRL where PEER_PYTHON has it, and serving against the bare engine
 	@$(BIN)/slipway bench train --json $(if $(PEER_PYTHON),--peer trl --peer-python $(PEER_PYTHON))

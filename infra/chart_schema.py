@@ -32,7 +32,7 @@ class Value:
 def helm_schema(model: type[BaseModel]) -> dict[str, Any]:
     """JSON Schema of a chart's values, for `values.schema.json`; Helm refuses by it, with the path, what the model would refuse."""
     schema = model.model_json_schema(by_alias=True, mode="validation")
-    return {"$schema": SCHEMA_DIALECT, **_without_titles(schema)}
+    return {"$schema": SCHEMA_DIALECT, **_without_absent_objects(_without_titles(schema))}
 
 
 def schema_text(model: type[BaseModel]) -> str:
@@ -73,6 +73,17 @@ def _without_titles(node: Any, is_properties: bool = False) -> Any:
         kept = {key: value for key, value in node.items() if is_properties or key != "title" or not isinstance(value, str)}
         return {key: _without_titles(value, key in ("properties", "$defs") and not is_properties) for key, value in kept.items()}
     return [_without_titles(value) for value in node] if isinstance(node, list) else node
+
+
+def _without_absent_objects(node: Any) -> Any:
+    """The schema without `null` beside an object: absent is how YAML says it, and a wrong key would be answered by two complaints."""
+    if isinstance(node, dict):
+        options = node.get("anyOf", ())
+        if len(options) == 2 and "$ref" in options[0] and options[1] == {"type": "null"}:
+            rest = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
+            node = {**rest, **options[0]}
+        return {key: _without_absent_objects(value) for key, value in node.items()}
+    return [_without_absent_objects(value) for value in node] if isinstance(node, list) else node
 
 
 def _yaml_lines(value: BaseModel, depth: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ from infra.config import Config
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]+)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
 STORE_PATTERN = r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._~%/:@-]+$"
+OUR_LABELS_PATTERN = r"^(app\.kubernetes\.io|slipway\.dev)/"
 _FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
     f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", start=1)
 }
@@ -48,6 +49,13 @@ def _not_latest(tag: str) -> str:
     if tag == "latest":
         raise ValueError("'latest' names another image tomorrow. Give a version, or a digest.")
     return tag
+
+
+def _not_ours(labels: Labels) -> Labels:
+    for name in labels:
+        if re.match(OUR_LABELS_PATTERN, name):
+            raise ValueError(f"label {name!r} is set by the chart itself. Take another name, or `nameOverride`, `deployment`, `managedBy`.")
+    return labels
 
 
 class Image(KubeModel):
@@ -166,6 +174,17 @@ class Storage(KubeModel):
     """How many nodes may mount it."""
 
 
+class MountedClaim(KubeModel):
+    """A volume with datasets, base models or a cache, in driver and jobs alike."""
+
+    claim: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    """PersistentVolumeClaim that exists already."""
+    path: str = Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")
+    """Where it is mounted."""
+    read_only: bool = True
+    """Whether it is only read."""
+
+
 class ServiceAccount(KubeModel):
     """The identity of pods."""
 
@@ -236,6 +255,8 @@ class Monitor(KubeModel):
     """How often Prometheus reads."""
     labels: Labels = Field(default_factory=dict)
     """What the cluster's Prometheus selects by."""
+    namespace: Name = "monitoring"
+    """Where that Prometheus runs; the NetworkPolicy lets it in."""
 
 
 class ArtifactStore(KubeModel):
@@ -273,8 +294,10 @@ class ChartValues(KubeModel):
     """Label `slipway.dev/deployment` of every object; empty means the release's name."""
     managed_by: Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")] = ""
     """Label `app.kubernetes.io/managed-by`; empty means Helm. `slipway deploy` writes itself."""
-    labels: Labels = Field(default_factory=dict)
-    """More labels for every object."""
+    labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(
+        default_factory=dict, json_schema_extra={"propertyNames": {"not": {"pattern": OUR_LABELS_PATTERN}}}
+    )
+    """More labels for every object; those that begin with `app.kubernetes.io/` or `slipway.dev/` are ours."""
     annotations: dict[str, str] = Field(default_factory=dict)
     """Annotations for every pod."""
     image_pull_secrets: list[Name] = Field(default_factory=list)

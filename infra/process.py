@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +27,7 @@ from infra.errors import BY_NAME, EXIT_DONE, EXIT_INTERRUPTED, SlipwayError, Tra
 from infra.files import write_json_atomic
 from infra.provenance import Provenance
 
+DISTRIBUTION = "slipway-ml"
 PARENT_POLL_S = 0.5
 DRAFT_POLL_S = 0.02
 PARENT_GRACE_S = 15.0
@@ -112,6 +114,7 @@ def run_program(
     parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="a value in place of the file's; may be repeated")
     parser.add_argument("--draft", type=Path, help=f"{model.__name__} to prepare for until the file of --config is there")
+    parser.add_argument("--version", action="version", version=f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
     parser.add_argument("--parent-pid", type=int, help="stop when this process, which started us, is gone")
     options = parser.parse_args(arguments)
     config_file = options.config

@@ -93,7 +93,7 @@ class ClusterAddresses(Config):
     """What gateways and replicas of a cluster must know of each other."""
 
     gateways: tuple[tuple[str, int], ...]
-    """Where replicas make themselves known (`SLIPWAY_GATEWAYS`, `host:port`, several with commas): names, each looked up again and again."""
+    """Where replicas make themselves known (`SLIPWAY_GATEWAYS`, `host:port`, several with commas): names, looked up again and again."""
     front_token: SecretStr
     """The secret by which they know each other (first line of the file that `SLIPWAY_FRONT_TOKEN_FILE` names)."""
     wake_url: str | None = None
@@ -126,6 +126,11 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not (host and port.isdigit()):
         raise ConfigError(f"SLIPWAY_GATEWAYS has {text!r}: the form is host:port, for example slipway-gateways:8001.")
     return host.strip("[]"), int(port)
+
+
+def kubeconfig_files() -> str:
+    """Where clusters are described, as the kubectl of this environment finds it: one file, or several with the path separator between."""
+    return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
 
 
 def traces_are_wanted() -> bool:

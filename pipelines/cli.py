@@ -23,6 +23,21 @@ keys_app = typer.Typer(help="API keys of served models (`serve.api_keys_file`)."
 app.add_typer(keys_app, name="keys")
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"slipway {version('slipway-ml')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    """One spec and a dataset in; a fine-tuned, quantized, proven, promoted and served LLM out."""
+
+
 @app.command()
 def run(
     spec: SpecPath,
@@ -32,11 +47,14 @@ def run(
     quiet: Quiet = False,
     serve: Annotated[bool, typer.Option(help="Serve the promoted model and send it one request.")] = True,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Go on serving until Ctrl-C.")] = False,
+    report_dir: Annotated[Path | None, typer.Option(help="Leave report.json, report.html and comment.md in this folder too.")] = None,
 ) -> None:
     """Train, merge, quantize, evaluate, prove, gate, promote and serve, as the spec says."""
-    from pipelines import commands
+    from pipelines import commands, comment
 
-    commands.run(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, will_serve=serve, keep_serving=keep_serving)
+    show = {"as_json": json, "quiet": quiet}
+    with comment.about(spec.stem, None if dry_run else report_dir):
+        commands.run(spec, overrides or [], dry_run=dry_run, will_serve=serve, keep_serving=keep_serving, report_dir=report_dir, **show)
 
 
 @app.command()

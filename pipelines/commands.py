@@ -30,7 +30,16 @@ from pipelines.target import find_target
 PREVIEW_NAME = "preview.json"
 
 
-def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool, will_serve: bool, keep_serving: bool) -> None:
+def run(
+    path: Path,
+    overrides: list[str],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    will_serve: bool,
+    keep_serving: bool,
+    report_dir: Path | None = None,
+) -> None:
     """`slipway run`."""
     settings, spec = load_settings(), load_spec(path, overrides)
     if dry_run:
@@ -38,7 +47,7 @@ def run(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: b
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
         return
     with disk_full_as_known_error():
-        result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving)
+        result = pipeline.run(spec, settings, Display(quiet), will_serve, keep_serving, report_dir)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
 

@@ -24,8 +24,10 @@ from pipelines.steps.choose import candidate_columns, chosen
 log = logging.getLogger(__name__)
 
 
-def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = True, keep_serving: bool = False) -> dict[str, Any]:
-    """Runs all of it and returns the report, which also lies in the run's folder and its MLflow run.
+def run(
+    spec: Spec, settings: Settings, display: Display, will_serve: bool = True, keep_serving: bool = False, report_dir: Path | None = None
+) -> dict[str, Any]:
+    """Runs all of it and returns the report, which also lies in the run's folder, in its MLflow run and, where given, in `report_dir`.
 
     Raises ConfigError before anything starts on bad input; GateFailed, with the report written, when a gate refuses the model.
     """
@@ -45,7 +47,7 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         result = report.build(spec, tracked.run_id, outcome, version, None)
         _record(result, outcome, tracked)
         registration.describe(spec, outcome, version, result, tracked, run_dir)
-        _record_report(result, tracked, run_dir)
+        _record_report(result, tracked, run_dir, report_dir)
         display.note("")
         display.console.print(score_table(result["scores"]))
         display.note("")
@@ -53,12 +55,12 @@ def run(spec: Spec, settings: Settings, display: Display, will_serve: bool = Tru
         display.console.print(gate_table(result["gates"]))
         version = _promote(version, tracked, run_dir)
         result["model"]["aliases"] = sorted(version.aliases)
-        _record_report(result, tracked, run_dir)
+        _record_report(result, tracked, run_dir, report_dir)
         display.note(f"\n{version.name} version {version.version} is @{registry.CHAMPION}")
         if will_serve:
             with serving(settings, chosen(outcome.artifacts).path, spec.name, spec.serve) as served:
                 result["serving"] = ask_sample(served, outcome.artifacts["rows"].path, settings, display)
-                _record_report(result, tracked, run_dir)
+                _record_report(result, tracked, run_dir, report_dir)
                 _say_where(settings, run_dir, display)
                 if keep_serving:
                     wait(served, display)
@@ -120,8 +122,10 @@ def _promote(version: registry.RegisteredVersion, tracked: Tracked, run_dir: Pat
     return promotion.promote(tracked.client, version.name, version.version)
 
 
-def _record_report(result: dict[str, Any], tracked: Tracked, run_dir: Path) -> None:
+def _record_report(result: dict[str, Any], tracked: Tracked, run_dir: Path, report_dir: Path | None) -> None:
     """Writes the report and shows it in MLflow; done again when serving has answered."""
+    if report_dir is not None:
+        report.write(result, report_dir)
     for path in report.write(result, run_dir):
         tracked.client.log_artifact(tracked.run_id, str(path))
 

@@ -39,7 +39,7 @@ class RayPod(Scheduling):
     """A pod of Ray."""
 
     resources: Resources = Resources()
-    """Of its container. Cores for Ray are `limits.cpu`, or else `requests.cpu`; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
+    """Of its container. Ray has as many cores as `limits.cpu`, or else `requests.cpu`; GPUs are under `limits`, such as `nvidia.com/gpu: 1`."""
     shared_memory: Quantity = "512Mi"
     """Ray's object store (`/dev/shm`), counted in the pod's memory. Requests and tokens never pass through it."""
 
@@ -72,8 +72,8 @@ class Upgrade(KubeModel):
     """What happens when the Ray cluster itself must change: another image, other resources. A new `config` never needs it."""
 
     type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"] = "NewCluster"
-    """`NewCluster` starts a second cluster whole and then ends the first, which takes twice the nodes; the incremental one moves capacity by
-    steps, where KubeRay offers it and a Gateway API is there; `None` changes nothing while the cluster runs."""
+    """`NewCluster` starts a second cluster whole and then ends the first, which takes twice the nodes; the incremental one moves capacity
+    by steps, where KubeRay offers it and a Gateway API is there; `None` changes nothing while the cluster runs."""
     gateway_class_name: str = Field("", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     """GatewayClass of the incremental upgrade, which KubeRay needs for its own route; clients go on to our gateways."""
     step_size_percent: int = Field(25, ge=1, le=100)

@@ -25,7 +25,7 @@ def fetch(source: ModelSource, settings: Settings) -> Path:
         return found
     if isinstance(source, RegistrySource):
         return _of_version(source, settings)
-    return artifact_store.fetch(source.digest, settings)
+    raise ArtifactError(f"no artifact with digest {source.digest} lies on this node.")
 
 
 def _of_path(source: PathSource) -> Path:

@@ -11,9 +11,12 @@ from infra.kube import (
     ChartValues,
     Image,
     KubeModel,
+    Monitor,
+    MountedClaim,
     Quantity,
     Resources,
     Scheduling,
+    ServiceAccount,
     Storage,
     Tracking,
 )
@@ -31,8 +34,6 @@ class RayPod(Scheduling):
 
     resources: Resources = Resources()
     """Of its container; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
-    shared_memory: Quantity = "1Gi"
-    """Ray's object store (`/dev/shm`), counted in the pod's memory."""
 
 
 class WorkerPod(RayPod):
@@ -40,6 +41,13 @@ class WorkerPod(RayPod):
 
     workers_per_pod: int = Field(1, ge=1, le=64)
     """Workers of Ray Train in one pod, such as one a GPU; `rayJob.numWorkers` over this is the number of pods."""
+
+
+class Home(Storage):
+    """Volume of the driver's home: the runs, and artifacts that it need not fetch from the store again."""
+
+    enabled: bool = False
+    """Whether it outlives the driver's pod; if not, the next driver takes from the store what it goes on with."""
 
 
 class RayJob(KubeModel):
@@ -57,6 +65,8 @@ class RayJob(KubeModel):
     """Workers of Ray Train, a number or `[min, max]`; absent means a program of one process, which gets a pod alone (`solo`)."""
     submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"
     """Who hands the program to Ray: a pod, which shows its log, or the operator itself."""
+    submitter_backoff_limit: int = Field(3, ge=0, le=100)
+    """How often the pod that hands it over is started again; the program is not begun twice by that."""
     backoff_limit: int = Field(2, ge=0, le=100)
     """How often a failed Ray cluster is made again; training goes on from its last checkpoint in the store."""
     active_deadline_seconds: int = Field(7 * 86400, ge=1)
@@ -97,6 +107,10 @@ class Pipeline(Scheduling):
     """How long a finished Job stays."""
     history: int = Field(3, ge=0, le=100)
     """Finished Jobs that the CronJob keeps of each kind."""
+    service_account: ServiceAccount = ServiceAccount()
+    """The driver's account: it may make, watch and delete RayJobs, and read pods and their logs, in its namespace."""
+    run_again: str = Field("", max_length=63, pattern=r"^[A-Za-z0-9._-]*$")
+    """Any new word here makes a new Job of the same spec."""
     arguments: list[str] = Field(default_factory=list)
     """More arguments of `slipway run`, such as `--set train.epochs=1`."""
 
@@ -104,14 +118,16 @@ class Pipeline(Scheduling):
 class TrainingChart(ChartValues):
     """The values of helm/training."""
 
+    monitor: Monitor = Monitor()
     image: Image = Image(repository="slipway-train")
     """Image of Ray's head and workers: training and quantization."""
     pipeline_image: Image = Image(repository="slipway-pipeline")
     """Image of the driver."""
     store: ArtifactStore = ArtifactStore()
     tracking: Tracking = Tracking()
-    home: Storage | None = None
-    """Volume of the driver's home; absent means one that ends with its pod, as the store has all that is needed to go on."""
+    volumes: list[MountedClaim] = Field(default_factory=list)
+    """Volumes with datasets, base models or a hub's cache (`HF_HOME`), in driver and jobs alike."""
+    home: Home = Home()
     scratch: Quantity = "50Gi"
     """Disk of each Ray pod for its home: inputs, checkpoints, outputs."""
     head: RayPod = RayPod(resources=Resources(requests={"cpu": 1, "memory": "4Gi"}, limits={"memory": "4Gi"}))
@@ -119,6 +135,8 @@ class TrainingChart(ChartValues):
     workers: WorkerPod = WorkerPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     solo: RayPod = RayPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     """The one pod of a program that is one process: merge, quantize, answers."""
+    authentication: Literal["disabled", "token"] = "disabled"
+    """Whether a Ray cluster answers only those who have its token, which KubeRay makes."""
     ray_job: RayJob = RayJob()
     pipeline: Pipeline = Pipeline(resources=Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}))
 

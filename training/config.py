@@ -191,7 +191,12 @@ def _as_sources(value: Any) -> Any:
     return [{"path": str(each)} if isinstance(each, (str, Path)) else each for each in many]
 
 
-DataSources = Annotated[tuple[DataSource, ...], Field(min_length=1), BeforeValidator(_as_sources)]
+_OneSource = str | DataSource  # what may be written, for the JSON schema
+DataSources = Annotated[
+    tuple[DataSource, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_sources, json_schema_input_type=_OneSource | Annotated[list[_OneSource], Field(min_length=1)]),
+]
 
 
 class DataConfig(Config):

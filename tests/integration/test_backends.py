@@ -21,7 +21,7 @@ from infra.metric_stream import MetricStream
 from infra.process import TrackingTarget
 from infra.provenance import Provenance
 from tests import backends
-from tests.integration.test_pipeline import chat_row
+from tests.integration.conftest import chat_row
 from tests.unit.test_promotion import check_kills, race
 
 PART_BYTES = 1 << 20

@@ -1,0 +1,191 @@
+"""A small API server of Kubernetes on loopback, for tests: real HTTP, real status codes, nothing behind it that runs pods.
+
+It knows the built-in kinds that charts use, and whatever a CustomResourceDefinition brings. A test plays the controllers: it changes
+statuses through the API, or by `Server.objects`, and writes a pod's log by `Server.write_log`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from tests.cluster import routes
+from tests.cluster.faults import Fault, bad_request
+from tests.cluster.objects import Objects
+from tests.cluster.podlogs import PodLogs
+
+MAX_BODY_BYTES = 3 << 20
+
+
+class Server(ThreadingHTTPServer):
+    """The server; `serve` runs one."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        self.objects = Objects()
+        self.logs = PodLogs()
+        self.token = secrets.token_hex(16)
+        self.bookmark_s = 0.5
+        """Silence after which a watch is sent a bookmark; a minute on a real server."""
+        self.log: list[str] = []
+        """Every request, `METHOD path?query status`."""
+        self.crashes: list[str] = []
+        """Tracebacks of requests that the server itself could not take: a test that ends with one has found a fault of the server."""
+        self._faults: list[Fault] = []
+        self._connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def kubeconfig(self, file: Path, namespace: str = "default") -> Path:
+        """Writes a kubeconfig for this server to the file; gives it back."""
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "loopback",
+            "clusters": [{"name": "loopback", "cluster": {"server": self.url}}],
+            "users": [{"name": "tester", "user": {"token": self.token}}],
+            "contexts": [{"name": "loopback", "context": {"cluster": "loopback", "user": "tester", "namespace": namespace}}],
+        }
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def install(self, definitions: Iterable[dict[str, Any]]) -> None:
+        """Brings the kinds of CustomResourceDefinitions, without the second that each of KubeRay's takes by way of the API."""
+        for definition in definitions:
+            self.objects.kinds.define(definition)
+
+    def write_log(self, namespace: str, pod: str, text: str, container: str = "") -> None:
+        """Adds lines to a pod's log."""
+        self.logs.write(namespace, pod, container, text)
+
+    def fail_next(self, *faults: Fault) -> None:
+        """Answers the next requests by these faults, one each."""
+        self._faults += faults
+
+    def next_fault(self) -> Fault | None:
+        """The fault that the next request is to get."""
+        return self._faults.pop(0) if self._faults else None
+
+    def cut(self) -> None:
+        """Cuts every connection, as a load balancer does that is restarted."""
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def compact(self) -> None:
+        """Forgets the history: a watch that is opened from before now is told 410."""
+        self.objects.store.compact()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone is no error of the server."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the server keeps its own list."""
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        request = routes.Request(self.command, parts.path, {key: values[-1] for key, values in parse_qs(parts.query).items()})
+        try:
+            body = self._body()
+            if self.headers.get("Authorization", "").lower() != f"bearer {self.server.token}":
+                raise Fault(401, "Unauthorized", "Unauthorized")
+            if fault := self.server.next_fault():
+                raise fault
+            request.content_type = self.headers.get("Content-Type", "application/json").partition(";")[0]
+            request.user_agent = self.headers.get("User-Agent", "unknown").partition("/")[0]
+            request.body = self._parsed(body)
+            answer = routes.answer(self.server, request)
+        except Fault as fault:
+            answer = routes.Reply(fault.code, fault.status(), headers=fault.headers)
+        except Exception:
+            self.server.crashes.append(traceback.format_exc())
+            answer = routes.Reply(500, Fault(500, "InternalError", "the server itself is at fault: see `Server.crashes`").status())
+        self.server.log.append(f"{self.command} {self.path} {answer.code}")
+        self._send(answer)
+
+    def _body(self) -> bytes:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > MAX_BODY_BYTES:
+            self.close_connection = True
+            raise Fault(413, "RequestEntityTooLarge", f"Request entity too large: limit is {MAX_BODY_BYTES}")
+        return self.rfile.read(length)
+
+    def _parsed(self, body: bytes) -> Any:
+        try:
+            return json.loads(body or b"null")
+        except ValueError as error:
+            if "yaml" in self.headers.get("Content-Type", ""):
+                return yaml.safe_load(body)
+            raise bad_request(f"the object provided is unrecognized: {error}") from error
+
+    def _send(self, answer: routes.Reply) -> None:
+        self.send_response(answer.code)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", answer.content_type)
+        if answer.stream is None:
+            content = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for chunk in answer.stream:
+            self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    """A server that runs until the end of the block."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="apiserver", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.cut()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert not server.crashes, server.crashes[0]
