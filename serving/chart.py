@@ -39,7 +39,7 @@ class RayPod(Scheduling):
     """A pod of Ray."""
 
     resources: Resources = Resources()
-    """Of its container. Ray has as many cores as `limits.cpu`, or else `requests.cpu`; GPUs are under `limits`, such as `nvidia.com/gpu: 1`."""
+    """Of its container. Ray counts `limits.cpu`, or else `requests.cpu`; GPUs are under `limits`, such as `nvidia.com/gpu: 1`."""
     shared_memory: Quantity = "512Mi"
     """Ray's object store (`/dev/shm`), counted in the pod's memory. Requests and tokens never pass through it."""
 

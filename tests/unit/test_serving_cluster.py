@@ -108,8 +108,8 @@ def test_fleet_where_the_counting_front_ends_another_counts() -> None:
             await here.add("a")
             await until(lambda: here.names(0, is_counted=True) ^ here.names(1, is_counted=True) == {"a"})
             counter = 0 if here.names(0, is_counted=True) else 1
-            await asyncio.to_thread(here.fronts[counter].stop)
-            await until(lambda: here.names(1 - counter, is_counted=True) == {"a"})
+            await asyncio.to_thread(here.fronts.pop(counter).stop)
+            await until(lambda: here.names(0, is_counted=True) == {"a"})
 
     asyncio.run(scene())
 

@@ -9,23 +9,30 @@
 {{- $name -}}
 {{- end -}}
 
-{{- /* What tells a component's pods from all others: dict "root" $ "component" "x" ["instance" "y"]. */ -}}
+{{- /* What tells a component's pods from all others: dict "root" $ "component" "x" ["instance" "y"]. Not the name: KubeRay's Services
+       select Ray's heads by a name of its own. */ -}}
 {{- define "slipway.selector" -}}
-app.kubernetes.io/name: {{ printf "slipway-%s" (default .root.Chart.Name .root.Values.nameOverride) }}
-app.kubernetes.io/instance: {{ default .root.Release.Name .instance }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/part-of: slipway
+app.kubernetes.io/instance: {{ default .root.Release.Name .instance | quote }}
+app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
-{{- /* Labels of an object, and of a pod: as above. */ -}}
+{{- /* Labels of an object, and of a pod: as above, and "ray" true in the template of a pod of Ray. */ -}}
 {{- define "slipway.labels" -}}
 {{ include "slipway.selector" . }}
-app.kubernetes.io/part-of: slipway
+{{- if not .ray }}
+app.kubernetes.io/name: {{ printf "slipway-%s" (default .root.Chart.Name .root.Values.nameOverride) | quote }}
+{{- end }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ default .root.Release.Service .root.Values.managedBy }}
-slipway.dev/deployment: {{ default .root.Release.Name .root.Values.deployment }}
+app.kubernetes.io/managed-by: {{ default .root.Release.Service .root.Values.managedBy | quote }}
+slipway.dev/deployment: {{ include "slipway.deployment" .root | quote }}
 {{- with .root.Values.labels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- define "slipway.deployment" -}}
+{{- default .Release.Name .Values.deployment -}}
 {{- end -}}
 
 {{- /* An image's reference: dict "root" $ "image" .Values.image. */ -}}
@@ -71,7 +78,7 @@ securityContext:
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 enableServiceLinks: false
@@ -93,10 +100,10 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -104,12 +111,12 @@ runtimeClassName: {{ . }}
 {{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
 {{- define "slipway.env" -}}
 {{- range .Values.env }}
-- name: {{ .name }}
+- name: {{ .name | quote }}
   {{- if .secret }}
   valueFrom:
     secretKeyRef:
-      name: {{ .secret.name }}
-      key: {{ .secret.key }}
+      name: {{ .secret.name | quote }}
+      key: {{ .secret.key | quote }}
   {{- else }}
   value: {{ .value | quote }}
   {{- end }}
@@ -136,22 +143,54 @@ runtimeClassName: {{ . }}
 {{- define "slipway.addressSecrets" -}}
 {{- range compact (list .Values.store.existingSecret .Values.tracking.existingSecret) | uniq }}
 - secretRef:
-    name: {{ . }}
+    name: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* Mount of a store that is a volume. */ -}}
-{{- define "slipway.storeMount" -}}
+{{- /* Mounts of a store that is a volume, and of the values' own volumes. */ -}}
+{{- define "slipway.mounts" -}}
 {{- if .Values.store.existingClaim }}
 - name: store
-  mountPath: {{ trimPrefix "file://" .Values.store.url }}
+  mountPath: {{ trimPrefix "file://" .Values.store.url | quote }}
+{{- end }}
+{{- range $index, $volume := .Values.volumes }}
+- name: volume-{{ $index }}
+  mountPath: {{ .path | quote }}
+  readOnly: {{ .readOnly | default (not (hasKey . "readOnly")) }}
 {{- end }}
 {{- end -}}
 
-{{- define "slipway.storeVolume" -}}
+{{- define "slipway.volumes" -}}
 {{- if .Values.store.existingClaim }}
 - name: store
   persistentVolumeClaim:
-    claimName: {{ .Values.store.existingClaim }}
+    claimName: {{ .Values.store.existingClaim | quote }}
+{{- end }}
+{{- range $index, $volume := .Values.volumes }}
+- name: volume-{{ $index }}
+  persistentVolumeClaim:
+    claimName: {{ .claim | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* Ways out of a NetworkPolicy, where the values name any: theirs, DNS, and the deployment's own pods. */ -}}
+{{- define "slipway.egress" -}}
+{{- with .Values.networkPolicy.egress }}
+egress:
+  - to:
+      - namespaceSelector: {}
+        podSelector:
+          matchLabels:
+            k8s-app: kube-dns
+    ports:
+      - port: 53
+        protocol: UDP
+      - port: 53
+        protocol: TCP
+  - to:
+      - podSelector:
+          matchLabels:
+            slipway.dev/deployment: {{ include "slipway.deployment" $ | quote }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
