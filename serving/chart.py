@@ -40,8 +40,6 @@ class RayPod(Scheduling):
 
     resources: Resources = Resources()
     """Of its container. Ray counts `limits.cpu`, or else `requests.cpu`; GPUs are under `limits`, such as `nvidia.com/gpu: 1`."""
-    shared_memory: Quantity = "512Mi"
-    """Ray's object store (`/dev/shm`), counted in the pod's memory. Requests and tokens never pass through it."""
 
 
 class WorkerGroup(RayPod, ReplicaBounds):
@@ -233,8 +231,6 @@ class Values(ChartValues):
     """Image of groups with `accelerator: gpu`; Ray and Python must be the same as in the other."""
     store: ArtifactStore = ArtifactStore()
     tracking: Tracking = Tracking()
-    models_claim: OptionalName = ""
-    """PersistentVolumeClaim mounted read-only at /models in every replica's pod, for models with `type: path`."""
     head: RayPod = RayPod(resources=Resources(requests={"cpu": 1, "memory": "3Gi"}, limits={"cpu": 2, "memory": "3Gi"}))
     """Ray's head: it starts and watches replicas, and holds none."""
     worker_groups: dict[GroupName, WorkerGroup] = Field(

@@ -12,25 +12,7 @@
 - from:
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ .Values.monitoring.namespace }}
+          kubernetes.io/metadata.name: {{ .Values.monitoring.namespace | quote }}
   ports:
     - port: metrics
-{{- end -}}
-
-{{- define "serving.egress" -}}
-{{- with .Values.networkPolicy.egress }}
-egress:
-  - ports:
-      - port: 53
-        protocol: UDP
-      - port: 53
-        protocol: TCP
-  - to:
-      {{- range list "gateway" "ray-head" "ray-worker" }}
-      - podSelector:
-          matchLabels:
-            {{- include "slipway.selector" (dict "root" $ "component" .) | nindent 12 }}
-      {{- end }}
-  {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- end -}}

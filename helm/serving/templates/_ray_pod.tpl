@@ -5,7 +5,7 @@
 {{- $isHead := eq .component "ray-head" -}}
 metadata:
   labels:
-    {{- include "slipway.labels" (dict "root" .root "component" .component) | nindent 4 }}
+    {{- include "slipway.labels" (dict "root" .root "ray" true "component" .component) | nindent 4 }}
   {{- with .root.Values.annotations }}
   annotations:
     {{- toYaml . | nindent 4 }}
@@ -13,15 +13,15 @@ metadata:
 spec:
   {{- include "slipway.pod" (dict "root" .root "pod" .pod) | nindent 2 }}
   {{- if and $isHead .root.Values.autoscaler.enabled }}
-  serviceAccountName: {{ include "serving.headAccountName" .root }}
+  serviceAccountName: {{ include "serving.headAccountName" .root | quote }}
   {{- else }}
-  serviceAccountName: {{ include "slipway.serviceAccountName" .root }}
+  serviceAccountName: {{ include "slipway.serviceAccountName" .root | quote }}
   {{- end }}
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: {{ ternary 30 (add $drain 30) $isHead }}
   containers:
-    - name: {{ .component }}
-      image: {{ include "slipway.image" (dict "root" .root "image" .image) }}
+    - name: {{ .component | quote }}
+      image: {{ include "slipway.image" (dict "root" .root "image" .image) | quote }}
       imagePullPolicy: {{ .image.pullPolicy }}
       securityContext:
         {{- include "slipway.containerSecurity" .root | nindent 8 }}
@@ -30,15 +30,15 @@ spec:
         # Replicas outlive a head that is gone for as long as their answers may take.
         - name: RAY_gcs_rpc_server_reconnect_timeout_s
           value: {{ add $drain 60 | quote }}
-        {{- with include "slipway.env" .root }}
-        {{- . | nindent 8 }}
-        {{- end }}
+        {{- with include "slipway.env" .root }}{{ . | trim | nindent 8 }}{{- end }}
       {{- with include "slipway.addressSecrets" .root }}
       envFrom:
-        {{- . | nindent 8 }}
+        {{- . | trim | nindent 8 }}
       {{- end }}
+      {{- with .pod.resources }}
       resources:
-        {{- toYaml .pod.resources | nindent 8 }}
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       ports:
         {{- if $isHead }}
         - name: gcs-server
@@ -80,58 +80,33 @@ spec:
           mountPath: /var/lib/slipway
         - name: tmp
           mountPath: /tmp
-        - name: shared-memory
-          mountPath: /dev/shm
         - name: front-token
           mountPath: /etc/slipway/front
           readOnly: true
         {{- if not $isHead }}
-        {{- with include "serving.apiKeysMount" .root }}
-        {{- . | nindent 8 }}
-        {{- end }}
+        {{- with include "serving.apiKeysMount" .root }}{{ . | trim | nindent 8 }}{{- end }}
         {{- if include "serving.hasTrusted" .root }}
         - name: trusted
           mountPath: /etc/slipway/trusted
           readOnly: true
         {{- end }}
-        {{- if .root.Values.modelsClaim }}
-        - name: models
-          mountPath: /models
-          readOnly: true
-        {{- end }}
-        {{- with include "slipway.storeMount" .root }}
-        {{- . | nindent 8 }}
-        {{- end }}
+        {{- with include "slipway.mounts" .root }}{{ . | trim | nindent 8 }}{{- end }}
         {{- end }}
   volumes:
     - name: home
       emptyDir:
-        sizeLimit: {{ ternary "1Gi" .pod.home $isHead }}
+        sizeLimit: {{ ternary "1Gi" (toYaml .pod.home) $isHead }}
     - name: tmp
       emptyDir: {}
-    - name: shared-memory
-      emptyDir:
-        medium: Memory
-        sizeLimit: {{ .pod.sharedMemory }}
     {{- include "serving.tokenVolume" .root | nindent 4 }}
     {{- if not $isHead }}
-    {{- with include "serving.apiKeysVolume" .root }}
-    {{- . | nindent 4 }}
-    {{- end }}
+    {{- with include "serving.apiKeysVolume" .root }}{{ . | trim | nindent 4 }}{{- end }}
     {{- if include "serving.hasTrusted" .root }}
     - name: trusted
       configMap:
-        name: {{ include "serving.trustedName" .root }}
+        name: {{ include "serving.trustedName" .root | quote }}
     {{- end }}
-    {{- if .root.Values.modelsClaim }}
-    - name: models
-      persistentVolumeClaim:
-        claimName: {{ .root.Values.modelsClaim }}
-        readOnly: true
-    {{- end }}
-    {{- with include "slipway.storeVolume" .root }}
-    {{- . | nindent 4 }}
-    {{- end }}
+    {{- with include "slipway.volumes" .root }}{{ . | trim | nindent 4 }}{{- end }}
     {{- else if .root.Values.autoscaler.enabled }}
     # For the autoscaler's container only: what runs under Ray gets no word to Kubernetes.
     - name: kubernetes-token

@@ -81,10 +81,10 @@
 {{- define "serving.tokenVolume" -}}
 - name: front-token
   secret:
-    secretName: {{ .Values.gateway.tokenSecret.name }}
+    secretName: {{ .Values.gateway.tokenSecret.name | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .Values.gateway.tokenSecret.key }}
+      - key: {{ .Values.gateway.tokenSecret.key | quote }}
         path: token
 {{- end -}}
 
@@ -100,10 +100,10 @@
 {{- if .Values.apiKeys.existingSecret }}
 - name: api-keys
   secret:
-    secretName: {{ .Values.apiKeys.existingSecret }}
+    secretName: {{ .Values.apiKeys.existingSecret | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .Values.apiKeys.key }}
+      - key: {{ .Values.apiKeys.key | quote }}
         path: api_keys.json
 {{- end }}
 {{- end -}}
