@@ -56,6 +56,15 @@ class TrackingTarget(Config):
     """How long the end of the program waits for a store that is away before it leaves figures in the file."""
 
 
+class Remote(Config):
+    """Where a program that runs for a driver elsewhere finds its order, and puts what it makes (`infra/orders.py`)."""
+
+    store: str
+    """URL of the artifact store."""
+    order: str
+    """Name of the order in it."""
+
+
 class Job(Config):
     """What every program is told; each adds its own fields."""
 
@@ -65,6 +74,8 @@ class Job(Config):
     """JSON lines, one a report; see `Progress`."""
     tracking: TrackingTarget | None = None
     provenance: Provenance = Provenance()
+    remote: Remote | None = None
+    """Set by `infra.remote`, for programs that themselves use other machines; absent where the driver is on this one."""
 
 
 J = TypeVar("J", bound=Config)

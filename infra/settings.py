@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from pydantic import SecretStr
 
 from infra.config import Config
 from infra.errors import ConfigError
+from infra.filesystems import check_url
 from infra.store_address import store_address
 
 # Keep freed memory and back it with huge pages: a training step maps and unmaps hundreds of MB otherwise, for 1.2 times its time.
@@ -18,6 +20,10 @@ TRAINING_ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
 }
+
+ExecutorName = Literal["local", "ray"]
+IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+RAY_JOBS_ADDRESS = "http://127.0.0.1:8265"
 
 
 MIN_TOKEN_CHARS = 32
@@ -38,6 +44,16 @@ class Settings(Config):
     """File of the private key that signs promoted models (`SLIPWAY_SIGNING_KEY`); absent means one in `home`, made on first use."""
     ray_address: str | None = None
     """Running Ray cluster that training joins (`RAY_ADDRESS`, `auto` or `host:port`); absent means a Ray of this machine for each run."""
+
+    store: str | None = None
+    """Folder or bucket, by fsspec URL, where artifacts are for all machines to reach (`SLIPWAY_STORE`, for example `s3://bucket/slipway`);
+    absent means that they stay on this machine."""
+    executor: ExecutorName = "local"
+    """Where programs run (`SLIPWAY_EXECUTOR`, or `--executor`): as subprocesses, or as jobs of a Ray cluster."""
+    ray_jobs_address: str = RAY_JOBS_ADDRESS
+    """Ray's Jobs API for `--executor ray` (`RAY_API_SERVER_ADDRESS`, as for Ray's own commands)."""
+    ray_token: SecretStr | None = None
+    """Key of a Ray cluster that asks for one (`RAY_AUTH_TOKEN`)."""
 
     @property
     def artifacts_dir(self) -> Path:
@@ -72,11 +88,21 @@ class Settings(Config):
         return self.home / "runs"
 
 
-def load_settings() -> Settings:
-    """The settings of this process's environment. Raises ConfigError on a home that cannot be a folder."""
+def load_settings(executor: str | None = None) -> Settings:
+    """The settings of this process's environment, `executor` before the one that it names.
+
+    Raises ConfigError on a home that cannot be a folder, and on an executor or a store of a kind that there is not.
+    """
     home = Path(os.environ.get("SLIPWAY_HOME") or ".slipway").expanduser().absolute()
     if home.exists() and not home.is_dir():
         raise ConfigError(f"SLIPWAY_HOME={home}: this is a file; a folder is needed.")
+    named = f"--executor {executor}" if executor else f"SLIPWAY_EXECUTOR={os.environ.get('SLIPWAY_EXECUTOR')}"
+    executor = executor or os.environ.get("SLIPWAY_EXECUTOR") or "local"
+    if executor not in get_args(ExecutorName):
+        raise ConfigError(f"{named}: one of {', '.join(get_args(ExecutorName))} is needed.")
+    store = os.environ.get("SLIPWAY_STORE")
+    if store and check_url(store, "SLIPWAY_STORE=") == "file" and "://" not in store:
+        store = Path(store).expanduser().absolute().as_uri()  # programs that we start have other folders
     uri, secrets = store_address(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}", "MLFLOW_TRACKING_URI")
     os.environ.update(secrets)  # MLflow and PostgreSQL's client read them there, in the programs that we start too
     return Settings(
@@ -86,6 +112,10 @@ def load_settings() -> Settings:
         api_key=SecretStr(key) if (key := os.environ.get("SLIPWAY_API_KEY")) else None,
         signing_key=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_SIGNING_KEY")) else None,
         ray_address=os.environ.get("RAY_ADDRESS") or None,
+        store=store or None,
+        executor=cast(ExecutorName, executor),
+        ray_jobs_address=(os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_JOBS_ADDRESS).rstrip("/"),
+        ray_token=SecretStr(token) if (token := os.environ.get("RAY_AUTH_TOKEN")) else None,
     )
 
 
@@ -154,8 +184,10 @@ def child_environment(module: str = "training") -> dict[str, str]:
     """Environment for a program that we start, `python -m module`: this process's, and what `program_variables` adds.
 
     Only training gets its allocator settings: with them an engine of OpenVINO took 172 MB more after one request.
+    In a Ray job OMP_NUM_THREADS is what Ray reserved for the entrypoint, 1, while the program is to use the machine.
     """
-    inherited = {name: value for name, value in os.environ.items() if TRAINING_ALLOCATOR.get(name) != value}
+    left_out = {"OMP_NUM_THREADS"} if IN_RAY_JOB in os.environ else set()
+    inherited = {name: value for name, value in os.environ.items() if TRAINING_ALLOCATOR.get(name) != value and name not in left_out}
     return {**inherited, **program_variables(), **(TRAINING_ALLOCATOR if module.split(".")[0] == "training" else {})}
 
 

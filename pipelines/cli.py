@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import stage_commands
-from pipelines.options import AsJson, KeyFile, Model, Overrides, Quiet, SpecPath
+from pipelines.options import AsJson, Executor, KeyFile, Model, Overrides, Quiet, SpecPath
 
 app = typer.Typer(
     name="slipway",
@@ -47,6 +47,7 @@ def run(
     quiet: Quiet = False,
     serve: Annotated[bool, typer.Option(help="Serve the promoted model and send it one request.")] = True,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Go on serving until Ctrl-C.")] = False,
+    executor: Executor = None,
     report_dir: Annotated[Path | None, typer.Option(help="Leave report.json, report.html and comment.md in this folder too.")] = None,
 ) -> None:
     """Train, merge, quantize, evaluate, prove, gate, promote and serve, as the spec says."""
@@ -54,7 +55,16 @@ def run(
 
     show = {"as_json": json, "quiet": quiet}
     with comment.about(spec.stem, None if dry_run else report_dir):
-        commands.run(spec, overrides or [], dry_run=dry_run, will_serve=serve, keep_serving=keep_serving, report_dir=report_dir, **show)
+        commands.run(
+            spec,
+            overrides or [],
+            dry_run=dry_run,
+            will_serve=serve,
+            keep_serving=keep_serving,
+            report_dir=report_dir,
+            executor=executor,
+            **show,
+        )
 
 
 @app.command()
@@ -64,11 +74,12 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what memory and time it would take, from a few steps.")] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    executor: Executor = None,
 ) -> None:
     """Train only: from the dataset to the adapter."""
     from pipelines import commands
 
-    commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet)
+    commands.train(spec, overrides or [], dry_run=dry_run, as_json=json, quiet=quiet, executor=executor)
 
 
 stage_commands.add_to(app)
@@ -81,11 +92,12 @@ def prove(
     explain: Annotated[bool, typer.Option("--explain", help="Only tell what the certificate that is there says, in words.")] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    executor: Executor = None,
 ) -> None:
     """Prove that what would be served is what was trained: the certificate, stage by stage."""
     from pipelines import commands
 
-    commands.prove(model, overrides or [], explain=explain, as_json=json, quiet=quiet)
+    commands.prove(model, overrides or [], explain=explain, as_json=json, quiet=quiet, executor=executor)
 
 
 @app.command()

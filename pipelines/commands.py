@@ -38,10 +38,11 @@ def run(
     quiet: bool,
     will_serve: bool,
     keep_serving: bool,
+    executor: str | None = None,
     report_dir: Path | None = None,
 ) -> None:
     """`slipway run`."""
-    settings, spec = load_settings(), load_spec(path, overrides)
+    settings, spec = load_settings(executor), load_spec(path, overrides)
     if dry_run:
         serveable.check_source(spec)
         _show_plan(runner.plan(settings, build_steps(spec)), as_json)
@@ -52,9 +53,9 @@ def run(
         print(json.dumps(result, ensure_ascii=False))
 
 
-def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool) -> None:
+def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet: bool, executor: str | None = None) -> None:
     """`slipway train`."""
-    settings, spec, display = load_settings(), load_spec(path, overrides), Display(quiet)
+    settings, spec, display = load_settings(executor), load_spec(path, overrides), Display(quiet)
     with disk_full_as_known_error():
         result = training.estimate(spec, settings, display) if dry_run else training.train(spec, settings, display)
     if as_json:
@@ -67,9 +68,9 @@ def train(path: Path, overrides: list[str], dry_run: bool, as_json: bool, quiet:
         console.print(f"\nheld-out loss {result['training']['final_heldout_loss']}\n{result['path']}", soft_wrap=True)
 
 
-def prove(named: str, overrides: list[str], explain: bool, as_json: bool, quiet: bool) -> None:
+def prove(named: str, overrides: list[str], explain: bool, as_json: bool, quiet: bool, executor: str | None = None) -> None:
     """`slipway prove SPEC`, or with `--explain` what is said of a spec file, NAME@ALIAS or folder already."""
-    settings = load_settings()
+    settings = load_settings(executor)
     if explain:
         certificate, signature = proving.find_certificate(named, overrides, settings)
     else:

@@ -14,3 +14,6 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE
 KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; api_keys.json in SLIPWAY_HOME where absent.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+Executor = Annotated[
+    str | None, typer.Option("--executor", metavar="local|ray", help="Where programs run; absent: SLIPWAY_EXECUTOR, or here.")
+]

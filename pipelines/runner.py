@@ -17,6 +17,7 @@ from infra.settings import Settings
 from pipelines import store
 from pipelines.display import Display
 from pipelines.executors import local
+from pipelines.executors.base import Executor, make_executor
 from pipelines.step import Artifact, Step, StepContext
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
 
 
 @contextlib.contextmanager
-def started_ahead(planned: Sequence[Planned], run_dir: Path) -> Iterator[Ahead]:
+def started_ahead(settings: Settings, planned: Sequence[Planned], run_dir: Path) -> Iterator[Ahead]:
     """Where only the last step is left to be made, its program starts now, for the block: opening MLflow takes 2.5 s, and Ray 3."""
     *before, last = planned
-    if last.artifact is not None or last.slot is None:
+    if last.artifact is not None or last.slot is None or settings.executor != "local":
         yield {}
         return
     made = {each.step.name: each.artifact for each in before if each.artifact is not None}
@@ -115,7 +116,7 @@ def run(
     ahead: Ahead = MappingProxyType({}),
 ) -> Outcome:
     """Makes every step's artifact, in order. What a step leaves when it fails stays, so that the same command resumes."""
-    outcome = Outcome()
+    outcome, executor = Outcome(), make_executor(settings)
     for step in steps:
         inputs = {name: outcome.artifacts[name] for name in step.needs}
         slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
@@ -123,7 +124,8 @@ def run(
         artifact = slot.artifact()
         if artifact is None:
             with slot.locked(lambda step=step: display.note(f"{step.name}: another run is making this; waiting for it")):  # type: ignore[misc]
-                artifact = slot.artifact() or _make(slot, step, inputs, run_dir, provenance, tracked, display, ahead.get(step.name))
+                chosen = local.LocalExecutor(ahead[step.name]) if step.name in ahead else executor
+                artifact = slot.artifact() or _make(slot, step, inputs, run_dir, provenance, tracked, display, chosen)
         else:
             outcome.skipped.append(step.name)
             display.skipped(step.name, slot.final_dir.name)
@@ -146,7 +148,7 @@ def _make(
     provenance: Provenance,
     tracked: Tracked | None,
     display: Display,
-    ahead: local.Started | None,
+    executor: Executor,
 ) -> Artifact:
     slot.output_dir.mkdir(parents=True, exist_ok=True)
     progress_file = slot.staging_dir / PROGRESS_NAME
@@ -154,7 +156,7 @@ def _make(
 
     def run_program(module: str, job: Job) -> None:
         config_file, log_file = slot.staging_dir / "config.json", _log_file(run_dir, step)
-        local.run_to_end(module, job, config_file, log_file, lambda: display.tick(progress_file), ahead)
+        executor.run_to_end(module, job, config_file, log_file, lambda: display.tick(progress_file))
 
     def work(target: TrackingTarget | None) -> None:
         context = StepContext(slot.output_dir, inputs, provenance, target, progress_file, run_program)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.options import AsJson, Overrides, Quiet, Registered, SpecPath
+from pipelines.options import AsJson, Executor, Overrides, Quiet, Registered, SpecPath
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Why, for --force; kept with the version, with who and when.")]
 
@@ -17,25 +17,25 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def merge(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False) -> None:
+def merge(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False, executor: Executor = None) -> None:
     """From the dataset to the merged 16-bit model; what is there already is not made again."""
     from pipelines import stages
 
-    stages.show("merge", spec, overrides or [], as_json=json, quiet=quiet)
+    stages.show("merge", spec, overrides or [], as_json=json, quiet=quiet, executor=executor)
 
 
-def quantize(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False) -> None:
+def quantize(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False, executor: Executor = None) -> None:
     """From the dataset to the model in the weight formats that the spec asks for."""
     from pipelines import stages
 
-    stages.show("quantize", spec, overrides or [], as_json=json, quiet=quiet)
+    stages.show("quantize", spec, overrides or [], as_json=json, quiet=quiet, executor=executor)
 
 
-def evaluate(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False) -> None:
+def evaluate(spec: SpecPath, overrides: Overrides = None, json: AsJson = False, quiet: Quiet = False, executor: Executor = None) -> None:
     """From the dataset to the scores of every model; nothing is registered."""
     from pipelines import stages
 
-    stages.show("evaluate", spec, overrides or [], as_json=json, quiet=quiet)
+    stages.show("evaluate", spec, overrides or [], as_json=json, quiet=quiet, executor=executor)
 
 
 def promote(

@@ -22,9 +22,9 @@ from pipelines.step import Step
 from pipelines.steps.evaluate import SCORES_NAME
 
 
-def show(stage: str, path: Path, overrides: list[str], as_json: bool, quiet: bool) -> None:
+def show(stage: str, path: Path, overrides: list[str], as_json: bool, quiet: bool, executor: str | None = None) -> None:
     """Makes the stage's artifacts and prints where they lie."""
-    settings, spec = load_settings(), load_spec(path, overrides)
+    settings, spec = load_settings(executor), load_spec(path, overrides)
     with disk_full_as_known_error():
         result = make(stage, spec, settings, Display(quiet))
     if as_json:

@@ -26,7 +26,7 @@ def train(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]:
     planned = runner.plan(settings, steps)
     preflight.check(spec, planned, settings, will_serve=False)
     run_dir = make_run_dir(spec, settings)
-    with runner.started_ahead(planned, run_dir) as ahead, tracked_run(spec, settings, run_dir) as tracked:
+    with runner.started_ahead(settings, planned, run_dir) as ahead, tracked_run(spec, settings, run_dir) as tracked:
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display, ahead)
     made = outcome.artifacts["train"]

@@ -174,7 +174,7 @@ RowFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt
 class DataSource(Config):
     """Rows of one kind from one place."""
 
-    path: str
+    path: str = Field(json_schema_extra={"travels": "dataset"})
     """A .jsonl, .json, .csv or .parquet file, a folder of them, a folder made by `save_to_disk`, or `hf:OWNER/NAME[@REVISION]`."""
     weight: float | None = Field(None, gt=0)
     """Share of this source in the mix, relative to the others: the mix is as large as it can be without repeating a row. Without
@@ -228,7 +228,7 @@ class RowsJob(Job):
 class BaseJob(Job):
     """`python -m training.base`: a base model as a checked folder of safetensors."""
 
-    source: str
+    source: str = Field(json_schema_extra={"travels": "model"})
     """`file:`, `package:` or `hf:` source, see infra/models.py."""
 
 

@@ -29,7 +29,7 @@ class TasksConfig(Config):
     """Tasks or groups by the harness's own names."""
     limit_rows: int | None = Field(200, ge=1)
     """Only the first so many rows of each task; absent means all."""
-    folder: Path | None = Field(None, json_schema_extra={"identity": False})
+    folder: Path | None = Field(None, json_schema_extra={"identity": False, "travels": "files"})
     """Folder with task files of your own; a relative path starts at the spec file's folder."""
 
 

@@ -6,24 +6,21 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import psutil
-
+from infra.child import POLL_S, STOP_TIMEOUT_S, start_module, stop
 from infra.errors import SlipwayError, TransientError
 from infra.files import write_json_atomic
 from infra.process import Job, error_file, read_error
-from infra.settings import child_environment
+from infra.travel import fetch_from_hub, hub_sources
 
-POLL_S = 0.1
-STOP_TIMEOUT_S = 20.0
+__all__ = ["POLL_S", "STOP_TIMEOUT_S", "LocalExecutor", "Started", "failure", "run_to_end", "start", "started_ahead", "stop"]
+
 LOG_TAIL_LINES = 15
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -34,11 +31,23 @@ class Started:
     config_file: Path
 
 
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Programs as subprocesses of this machine."""
+
+    ahead: Started | None = None
+    """The program to go on with, where it was started ahead."""
+
+    def run_to_end(self, module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None]) -> None:
+        """As the function of that name says."""
+        run_to_end(module, job, config_file, log_file, on_tick, self.ahead)
+
+
 def start(module: str, job: Job, config_file: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts `python -m module --config config_file` in a session of its own, its output in `log`."""
     write_json_atomic(config_file, job.model_dump(mode="json"))
     error_file(config_file).unlink(missing_ok=True)
-    return _start(module, ["--config", str(config_file)], log)
+    return start_module(module, ["--config", str(config_file)], log)
 
 
 @contextlib.contextmanager
@@ -49,25 +58,11 @@ def started_ahead(module: str, draft: Job, folder: Path, log_file: Path) -> Iter
     write_json_atomic(draft_file, draft.model_dump(mode="json"))
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
-        process = _start(module, ["--config", str(config_file), "--draft", str(draft_file)], log)
+        process = start_module(module, ["--config", str(config_file), "--draft", str(draft_file)], log)
     try:
         yield Started(process, config_file)
     finally:
         stop(process)
-
-
-def _start(module: str, arguments: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    environment = child_environment(module)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
-    # A session of its own: Ctrl-C reaches the driver alone, which then stops the program in order.
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments, "--parent-pid", str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
 
 
 def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None], ahead: Started | None = None) -> None:
@@ -76,6 +71,7 @@ def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick
     Raises the known error that the program left, or SlipwayError with the end of its log. Stops the program if it is itself interrupted.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    fetch_from_hub(hub_sources(job))
     with log_file.open("ab") as log:
         if ahead is None:
             process = start(module, job, config_file, log)
@@ -91,30 +87,6 @@ def run_to_end(module: str, job: Job, config_file: Path, log_file: Path, on_tick
     on_tick()
     if process.returncode != 0:
         raise failure(module, process.returncode, config_file, log_file)
-
-
-def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Asks the program to stop, then kills what is left of its session; nothing is left running."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout_s)
-    while left := _session(process.pid):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(POLL_S)
-    process.wait()
-
-
-def _session(leader_pid: int) -> list[int]:
-    """The processes of a session that still run; Ray puts its workers into process groups of their own, so that the group is not all."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader_pid and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
 
 
 def failure(module: str, returncode: int, config_file: Path, log_file: Path) -> SlipwayError:

@@ -30,9 +30,7 @@ def step(spec: Spec) -> Step:
 
 
 def run(config: BaseConfig, context: StepContext) -> None:
-    """Converts or copies the base model, fetched first: programs run offline and find it in the hub's cache."""
-    if models.is_remote(config.source):
-        models.locate(config.source)
+    """Converts or copies the base model."""
     context.run_program("training.base", context.job(BaseJob, source=config.source))
 
 

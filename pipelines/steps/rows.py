@@ -10,7 +10,6 @@ from infra.config import Config
 from infra.contracts import write_manifest
 from infra.errors import ConfigError
 from infra.files import sha256_file, sha256_json
-from infra.models import fetch_dataset
 from pipelines.datasets.options import SmartHomeOptions
 from pipelines.spec import FilesDataset, SmartHomeDataset, Spec
 from pipelines.step import Step, StepContext
@@ -74,9 +73,6 @@ def _build_smart_home(options: SmartHomeOptions, context: StepContext) -> None:
 
 
 def _read_files(dataset: FilesDataset, spec: Spec, config: FilesConfig, context: StepContext) -> None:
-    for source in (*dataset.train, *(dataset.heldout or ())):
-        if source.path.startswith("hf:"):
-            fetch_dataset(source.path)  # here, because programs run offline and find it in the hub's cache
     job = context.job(
         RowsJob,
         train=dataset.train,

@@ -72,7 +72,7 @@ def run(settings: Settings, wanted: list[Step], ahead: runner.Ahead) -> runner.O
 
 def test_program_started_ahead_prepares_with_the_draft_and_works_on_the_job(settings: Settings) -> None:
     run(settings, steps()[:1], {})
-    with runner.started_ahead(runner.plan(settings, steps()), settings.home / "run") as ahead:
+    with runner.started_ahead(settings, runner.plan(settings, steps()), settings.home / "run") as ahead:
         wait_for(settings.home / "prepared")
         outcome = run(settings, steps(), ahead)
     assert (settings.home / "prepared").read_text() == "no run yet"
@@ -83,7 +83,7 @@ def test_program_started_ahead_prepares_with_the_draft_and_works_on_the_job(sett
 def test_program_started_ahead_whose_job_never_comes_is_stopped(settings: Settings) -> None:
     run(settings, steps()[:1], {})
     planned = runner.plan(settings, steps())
-    with contextlib.suppress(TransientError), runner.started_ahead(planned, settings.home / "run") as ahead:
+    with contextlib.suppress(TransientError), runner.started_ahead(settings, planned, settings.home / "run") as ahead:
         wait_for(settings.home / "prepared")
         pid = ahead["train"].process.pid
         raise TransientError("the MLflow store gives no answer")
@@ -91,8 +91,8 @@ def test_program_started_ahead_whose_job_never_comes_is_stopped(settings: Settin
 
 
 def test_started_ahead_starts_nothing_before_its_inputs_are_made_or_once_it_is_made(settings: Settings) -> None:
-    with runner.started_ahead(runner.plan(settings, steps()), settings.home / "run") as ahead:
+    with runner.started_ahead(settings, runner.plan(settings, steps()), settings.home / "run") as ahead:
         assert ahead == {}
     run(settings, steps(), {})
-    with runner.started_ahead(runner.plan(settings, steps()), settings.home / "run") as ahead:
+    with runner.started_ahead(settings, runner.plan(settings, steps()), settings.home / "run") as ahead:
         assert ahead == {}

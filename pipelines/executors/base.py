@@ -1,0 +1,51 @@
+"""The seam between a step and where its program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from infra.artifact_store import open_store
+from infra.errors import ConfigError
+from infra.process import Job
+from infra.settings import Settings
+from pipelines.executors import local
+from pipelines.executors.ray_job import RayExecutor
+from pipelines.executors.ray_jobs_api import RayJobs
+
+
+class Executor(Protocol):
+    """Runs programs; what they make is the same wherever they run."""
+
+    def run_to_end(self, module: str, job: Job, config_file: Path, log_file: Path, on_tick: Callable[[], None]) -> None:
+        """Runs `python -m module` on the job, or goes on with the one that an earlier driver started, to its end.
+
+        Its output is in `job.output_dir` when this returns, its log in `log_file`; its progress is in `job.progress_file` as it comes, and
+        `on_tick` is called several times a second. Raises the known error that the program left, SlipwayError with the end of its log
+        where it left none, TransientError where the machine was lost.
+        """
+
+
+def make_executor(settings: Settings) -> Executor:
+    """The executor that the settings name. Raises ConfigError where what it needs is not set."""
+    if settings.executor == "local":
+        return local.LocalExecutor()
+    if problems := needs(settings):
+        raise ConfigError("\n".join(problems))
+    assert settings.store is not None
+    store = open_store(settings.store)
+    return RayExecutor(RayJobs(settings.ray_jobs_address, settings.ray_token), store, settings.home)
+
+
+def needs(settings: Settings) -> list[str]:
+    """What an executor on other machines still needs, a line each."""
+    if settings.executor == "local":
+        return []
+    problems = []
+    if settings.store is None:
+        problems.append(
+            f"--executor {settings.executor}: programs run on other machines, and SLIPWAY_STORE names no place that both reach. "
+            "Set it, for example to s3://bucket/slipway."
+        )
+    return problems
