@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra import registry, tracking, uploads
+from infra.artifact_store import open_store
 from infra.contracts import read_manifest
-from infra.errors import ArtifactError
+from infra.errors import ArtifactError, ConfigError
 from infra.settings import Settings
 from serving.cluster_config import ClusterConfig, ModelSource, PathSource, RegistrySource
 from serving.config import ServeConfig, ServeJob
@@ -16,8 +17,8 @@ from serving.limits import with_engine_of
 def fetch(source: ModelSource, settings: Settings) -> Path:
     """The artifact's folder on this node, fetched where it has none.
 
-    Raises ArtifactError where it is not what the digest says, RegistryError where there is no such version, TransientError where what holds
-    it cannot be reached.
+    Raises ArtifactError where it is not what the digest says, RegistryError where there is no such version, ConfigError where no store is
+    named, TransientError where what holds it cannot be reached.
     """
     if isinstance(source, PathSource):
         return _of_path(source)
@@ -25,7 +26,11 @@ def fetch(source: ModelSource, settings: Settings) -> Path:
         return found
     if isinstance(source, RegistrySource):
         return _of_version(source, settings)
-    raise ArtifactError(f"no artifact with digest {source.digest} lies on this node.")
+    if settings.store is None:
+        raise ConfigError(
+            f"the model is to come from the store by its digest {source.digest}, and SLIPWAY_STORE is not set. Set it to the store's URL."
+        )
+    return open_store(settings.store).fetch_digest(source.digest, settings.artifacts_dir)
 
 
 def _of_path(source: PathSource) -> Path:
