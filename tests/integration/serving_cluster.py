@@ -25,6 +25,7 @@ from infra.settings import child_environment
 from pipelines.charts import render
 
 HEAD_IP = "127.0.0.1"
+GATEWAY_IP = "127.0.0.2"
 TOKEN = "0123456789abcdef" * 4
 OBJECT_STORE_BYTES = 80_000_000
 
@@ -81,7 +82,6 @@ class Gateway:
     """One `python -m serving.gateway`."""
 
     url: str
-    announce_port: int
     process: subprocess.Popen[bytes]
 
     def counted(self) -> set[str]:
@@ -105,8 +105,10 @@ class ServingCluster:
     values: dict[str, Any]
     num_workers: int = 2
     num_gateways: int = 2
+    variables: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp")))  # sockets have short paths
     nodes: list[Node] = field(default_factory=list)
+    num_started: int = 0
     gateways: list[Gateway] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -124,22 +126,20 @@ class ServingCluster:
 
     def start(self) -> None:
         """Starts all of it; returns when every gateway is ready."""
-        for _ in range(self.num_gateways):
-            self.add_gateway()
-        self.add_node(is_head=True)
+        self.gateways = [self.start_gateway(number) for number in range(self.num_gateways)]
+        self.nodes.append(self.add_node(is_head=True))
         for _ in range(self.num_workers):
-            self.add_node(is_head=False)
+            self.nodes.append(self.add_node(is_head=False))
         self.deploy(self.service["serveConfigV2"])
         for gateway in self.gateways:
-            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 120, self.status())
+            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 120, f"a gateway is ready: {self.status()}")
 
-    def add_gateway(self) -> Gateway:
+    def start_gateway(self, number: int) -> Gateway:
         """A gateway with the config of the chart's ConfigMap, at ports of its own: its pods would have addresses of their own."""
-        number = len(self.gateways)
         config = self.folder / "config.yaml"
         config.write_text(manifest(self.manifests, "ConfigMap", "gateway")["data"]["config.yaml"])
         port, announce_port = free_port(), self.announce_ports[number]
-        changes = [f"serve.host={HEAD_IP[:-1]}2", f"serve.port={port}", f"announce_port={announce_port}"]
+        changes = [f"serve.host={GATEWAY_IP}", f"serve.port={port}", f"announce_port={announce_port}"]
         command = [
             sys.executable,
             "-m",
@@ -148,15 +148,20 @@ class ServingCluster:
             str(config),
             *[part for each in changes for part in ("--set", each)],
         ]
-        process = subprocess.Popen(
-            command, env=self.environment(f"gateway{number}"), stderr=(self.folder / f"gateway{number}.log").open("wb")
-        )
-        self.gateways.append(Gateway(f"http://{HEAD_IP[:-1]}2:{port}", announce_port, process))
-        return self.gateways[-1]
+        with (self.folder / f"gateway{number}.log").open("ab") as log:
+            process = subprocess.Popen(command, env=self.environment(f"gateway{number}"), stderr=log)
+        return Gateway(f"http://{GATEWAY_IP}:{port}", process)
+
+    def restart_gateway(self, number: int) -> Gateway:
+        """Another one in the place of one that has ended; returns when it is ready."""
+        started = self.start_gateway(number)
+        wait_until(lambda: httpx.get(f"{started.url}/health").status_code == 200, 60, "another gateway")
+        return started
 
     def add_node(self, is_head: bool) -> Node:
         """A node as KubeRay starts it in a pod: what the chart says of its group, and what must differ on one machine."""
-        number = len(self.nodes)
+        self.num_started += 1
+        number = self.num_started
         group = self.service["rayClusterConfig"]["headGroupSpec" if is_head else "workerGroupSpecs"]
         resources = {} if is_head else dict(group[0]["resources"])
         own = {"num-cpus": "0"} if is_head else {"num-cpus": resources.pop("CPU"), "num-gpus": resources.pop("GPU")}
@@ -171,7 +176,6 @@ class ServingCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", *place, *[f"--{name}={value}" for name, value in own.items()]]
         log = (self.folder / f"node{number}.log").open("wb")
         node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        self.nodes.append(node)
         if is_head:
             wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 60, "Ray's head is up")
         return node
@@ -196,14 +200,14 @@ class ServingCluster:
         home.mkdir(exist_ok=True)
         own = {
             "SLIPWAY_HOME": str(home),
-            "SLIPWAY_GATEWAYS": ",".join(f"{HEAD_IP[:-1]}2:{port}" for port in self.announce_ports),
+            "SLIPWAY_GATEWAYS": ",".join(f"{GATEWAY_IP}:{port}" for port in self.announce_ports),
             "SLIPWAY_FRONT_TOKEN_FILE": str(self.folder / "token"),
             "SLIPWAY_WAKE_URL": f"http://{HEAD_IP}:{self.serve_port}",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         }
         unwanted = {"RAY_ADDRESS", "SLIPWAY_HOME"}
-        return {key: value for key, value in child_environment("serving").items() if key not in unwanted} | own
+        return {key: value for key, value in child_environment("serving").items() if key not in unwanted} | own | self.variables
 
     def stop(self) -> None:
         """Ends everything; the folder stays where something failed."""
