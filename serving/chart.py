@@ -16,8 +16,10 @@ from infra.kube import (
     Labels,
     Monitor,
     Name,
+    OptionalName,
     Probe,
     Quantity,
+    RayNetworkPolicy,
     ReplicaBounds,
     Resources,
     Scheduling,
@@ -25,12 +27,12 @@ from infra.kube import (
     Toleration,
     Tracking,
 )
+from infra.kube_entry import Ingress, Route, Service
+from infra.kube_volumes import MountedClaim
 from serving.cluster_config import ClusterConfig, StoreSource
 from serving.config import ServeConfig
 
 GroupName = Annotated[str, Field(max_length=20, pattern=NAME_PATTERN)]
-OptionalName = Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
-HostName = Annotated[str, Field(max_length=253, pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 NO_DIGEST = "0" * 64
 """Stands in the chart's own values for a model that nobody has named yet; the templates refuse it."""
 
@@ -97,17 +99,6 @@ class GatewayScaling(ReplicaBounds):
     """Mean use of the requested CPU above which there are more."""
 
 
-class Service(KubeModel):
-    """The Service that clients use."""
-
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """Kubernetes' own."""
-    port: int = Field(80, ge=1, le=65535)
-    """Its port."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Such as those that a cloud's load balancer reads."""
-
-
 class Gateway(Scheduling):
     """The pods that clients are connected to; each knows every replica."""
 
@@ -124,47 +115,6 @@ class Gateway(Scheduling):
     """Times of the probe of `/health`, by which a gateway gets requests once it knows a replica."""
     startup: Probe = Probe(period_seconds=1, timeout_seconds=2, failure_threshold=60)
     """Times of the probe of its port, until which it counts as starting."""
-
-
-class Ingress(KubeModel):
-    """Ingress with TLS in front of the gateways."""
-
-    enabled: bool = False
-    """Whether there is one."""
-    class_name: OptionalName = ""
-    """IngressClass; empty means the cluster's default."""
-    host: Annotated[str, Field(max_length=253, pattern=r"^((\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
-    """Name that clients use."""
-    tls_secret: OptionalName = ""
-    """Secret of type kubernetes.io/tls. Empty means no TLS, which is refused unless `allowPlainHttp` says so."""
-    allow_plain_http: bool = False
-    """Whether keys and prompts may pass in the clear."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Such as `cert-manager.io/cluster-issuer`. Streams need the controller's buffering off and its timeouts above `request_timeout_s`."""
-
-
-class ParentRef(KubeModel):
-    """A Gateway of the Gateway API that takes the route; TLS is its listener's."""
-
-    name: OptionalName
-    """Its name."""
-    namespace: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
-    """Where it is; empty means the release's namespace."""
-    section_name: OptionalName = ""
-    """Listener, such as `https`; empty means all."""
-
-
-class Route(KubeModel):
-    """HTTPRoute to the gateways; an error where the cluster does not know the kind."""
-
-    enabled: bool = False
-    """Whether there is one."""
-    parent_refs: list[ParentRef] = Field(default_factory=list)
-    """Gateways that take it."""
-    hostnames: list[HostName] = Field(default_factory=list)
-    """Names that clients use; none means all of the listener's."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Of the route."""
 
 
 class Rules(KubeModel):
@@ -231,6 +181,9 @@ class Values(ChartValues):
     """Image of groups with `accelerator: gpu`; Ray and Python must be the same as in the other."""
     store: ArtifactStore = ArtifactStore()
     tracking: Tracking = Tracking()
+    network_policy: RayNetworkPolicy = RayNetworkPolicy()
+    volumes: list[MountedClaim] = Field(default_factory=list)
+    """Volumes mounted where replicas run, for models with `type: path`."""
     head: RayPod = RayPod(resources=Resources(requests={"cpu": 1, "memory": "3Gi"}, limits={"cpu": 2, "memory": "3Gi"}))
     """Ray's head: it starts and watches replicas, and holds none."""
     worker_groups: dict[GroupName, WorkerGroup] = Field(
