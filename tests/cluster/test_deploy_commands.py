@@ -47,6 +47,7 @@ def cluster(place: commands.Place) -> Cluster:
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SLIPWAY_STORE", "s3://bucket/slipway")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump({"name": "toy", "base_model": "hf:some/model", "dataset": {"type": "smart_home"}}))
     return path
