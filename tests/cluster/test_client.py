@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.errors import ConfigError, TransientError
 from pipelines.cluster import client
@@ -112,6 +113,21 @@ def test_replace_from_an_old_version_is_worth_another_try(cluster: Cluster) -> N
     cluster.merge(ref_of(made), {"data": {"a": "2"}})
     with pytest.raises(TransientError, match="changed it meanwhile"):
         cluster.replace({**old, "data": {"a": "3"}})
+
+
+def test_object_that_no_server_takes_is_refused_before_it_is_sent(server: Server, cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="an API server takes 3145728"):
+        cluster.create(config_map({"a": "x" * (3 << 20)}))
+    assert not any(line.startswith("POST") for line in server.log)
+
+
+def test_certificate_of_somebody_else_is_a_config_error(server: Server, tmp_path: Path) -> None:
+    file = server.kubeconfig(tmp_path / "kubeconfig")
+    content = yaml.safe_load(file.read_text())
+    del content["clusters"][0]["cluster"]["certificate-authority-data"]
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="certificate in the kubeconfig"):
+        connect(file, patience_s=2.0).get(Ref("v1", "ConfigMap", "x"))
 
 
 def test_find_reads_all_pages_and_begins_again_when_they_expire(server: Server, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
