@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
         """Tracebacks of requests that the server itself could not take: a test that ends with one has found a fault of the server."""
         self.kinds_away: set[str] = set()
         """API versions that answer 503, as one does whose own server is away, such as that of metrics."""
-        self._faults: list[Fault] = []
+        self._faults: list[Fault | None] = []
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
         # The handshake is left to the connection's own thread.
@@ -82,8 +82,8 @@ class Server(ThreadingHTTPServer):
         """Adds lines to a pod's log."""
         self.logs.write(namespace, pod, container, text)
 
-    def fail_next(self, *faults: Fault) -> None:
-        """Answers the next requests by these faults, one each."""
+    def fail_next(self, *faults: Fault | None) -> None:
+        """Answers the next requests by these faults, one each, and as ever where it is None."""
         self._faults += faults
 
     def next_fault(self) -> Fault | None:

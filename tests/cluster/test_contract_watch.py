@@ -173,7 +173,7 @@ def test_orphaned_objects_stay_without_their_owner(api: Api) -> None:
 
 
 def test_namespace_takes_all_that_lies_in_it(api: Api) -> None:
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{api.namespace}-below"}}
+    space: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{api.namespace}-below"}}
     made = config_map(namespace=space["metadata"]["name"])
     api.create(space)
     api.create(made)
