@@ -226,11 +226,19 @@ def doctor(json: AsJson = False) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale or soak")]) -> None:
+def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale, curve or soak")]) -> None:
     """Measure a stack; further options go to `python -m training.bench`, `serving.bench` and so on; see --help there."""
     from pipelines import commands
 
     commands.bench(stack, context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def plan(context: typer.Context) -> int:
+    """Replicas, nodes and cost for --tokens-per-s X with first tokens within --ttft S, from measured curves; see --help there."""
+    from pipelines import commands
+
+    return commands.plan(context.args)
 
 
 def main() -> None:

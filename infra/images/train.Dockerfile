@@ -44,7 +44,7 @@ WORKDIR /var/lib/slipway
 # What the image is for must import, or there is no image.
 RUN slipway --version \
     && ray --version \
-    && python -c "import ray.dashboard.optional_deps, ray.job_submission, ray.data, ray.train" \
+    && python -c "import infra.filesystems, infra.remote, ray.dashboard.optional_deps, ray.job_submission, ray.data, ray.train" \
     && python -c "import training.finetune, training.worker, training.merge, training.predict, training.score, training.data.rows" \
     && python -c "import serving.quantize.export, serving.quantize.openvino, serving.quantize.bnb"
 ENTRYPOINT ["python", "-m", "training.finetune"]
