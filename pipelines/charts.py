@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CHARTS_DIR = REPOSITORY / "helm"
 TOOLS_DIR = REPOSITORY / ".tools" / "bin"
 HELM_TIMEOUT_S = 60.0
-INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
+INTEGER = re.compile(r"^[-+]?(0[0-7]*|[1-9][0-9]*)$")
 FLOAT = re.compile(r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 HELM_VARIABLES = ("PATH", "HOME", "TMPDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
 

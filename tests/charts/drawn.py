@@ -15,7 +15,7 @@ from pipelines.charts import CHARTS_DIR
 Path = tuple[str, ...]
 # Passed on to Kubernetes as they are; what is in them is the user's word with the API server.
 PASSED_ON = {"affinity", "topologySpreadConstraints", "extraIngress", "egress", "global", "config", "volumes"}
-TEXT_ALPHABET = st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\x7f")
+TEXT_ALPHABET = st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_categories=["C"])
 MAX_NUMBER = 1 << 31
 
 

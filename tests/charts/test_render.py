@@ -52,8 +52,8 @@ def test_helm_program_where_there_is_none_says_what_to_do(monkeypatch: pytest.Mo
 def test_parse_manifests_reads_scalars_as_the_api_server_does() -> None:
     """A label `12:30` is text to Kubernetes, and 750 to YAML 1.1; a number with an exponent is a number to both."""
     (found,) = charts.parse_manifests(
-        "{a: =, b: 12:30, c: 2001-01-01, d: 4e+07, e: 1.5, f: -12, g: 007, h: true, i: ~, j: .5, k: '7', l: 1_0}"
+        "{a: =, b: 12:30, c: 2001-01-01, d: 4e+07, e: 1.5, f: -12, g: 0440, h: true, i: ~, j: .5, k: '7', l: 1_0}"
     )
-    texts = {"a": "=", "b": "12:30", "c": "2001-01-01", "g": "007", "k": "7", "l": "1_0"}
-    assert found == texts | {"d": 4e7, "e": 1.5, "f": -12, "h": True, "i": None, "j": 0.5}
+    texts = {"a": "=", "b": "12:30", "c": "2001-01-01", "k": "7", "l": "1_0"}
+    assert found == texts | {"d": 4e7, "e": 1.5, "f": -12, "g": 0o440, "h": True, "i": None, "j": 0.5}
     assert isinstance(found["f"], int)
