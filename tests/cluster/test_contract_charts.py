@@ -21,7 +21,7 @@ def rendered(api: Api, case: Case, profile: str | None) -> list[dict[str, Any]]:
     known = api_versions(api.cluster)
     if missing := set(case.apis) - set(known):
         pytest.skip(f"the cluster has no {', '.join(sorted(missing))}")
-    place: dict[str, Any] = {"name": "trial", "namespace": api.namespace, "profile": profile}
+    place: dict[str, Any] = {"name": f"trial-{case.chart}", "namespace": api.namespace, "profile": profile}
     found = render(case.chart, case.values, kube_version=kube_version(api.cluster), api_versions=known, **place)
     if any(each["apiVersion"].startswith("ray.io/") for each in found) and "ray.io/v1" not in known:
         pytest.skip("the cluster has no KubeRay")
