@@ -112,6 +112,7 @@ def test_gateway_killed_under_load_costs_the_other_ones_clients_nothing(cluster:
 
     async def kill() -> None:
         goes.process.kill()
+        goes.process.wait()
 
     statuses, ends = under_load([stays.url], kill)
     assert (set(statuses), set(ends)) == ({200}, {"[DONE]"})
