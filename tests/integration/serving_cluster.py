@@ -134,7 +134,7 @@ class ServingCluster:
             self.nodes.append(self.add_node(is_head=False))
         self.deploy(self.service["serveConfigV2"])
         for gateway in self.gateways:
-            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 120, f"a gateway is ready: {self.status()}")
+            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 240, f"a gateway is ready: {self.status()}")
 
     def start_gateway(self, number: int) -> Gateway:
         """A gateway with the config of the chart's ConfigMap, at ports of its own: its pods would have addresses of their own."""
@@ -180,15 +180,18 @@ class ServingCluster:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
         if is_head:
-            wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 60, "Ray's head is up")
+            wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 180, "Ray's head is up")
         return node
 
     def deploy(self, serve_config: str) -> None:
         """What KubeRay does with serveConfigV2; only the port of Ray Serve's proxy is another."""
         config = yaml.safe_load(serve_config)
         config["http_options"] |= {"host": HEAD_IP, "port": self.serve_port}
-        answer = httpx.put(f"{self.dashboard}/api/serve/applications/", json=config, headers=RAY_ACCESS, timeout=60)
-        assert answer.status_code == 200, answer.text
+
+        def put() -> bool:
+            return httpx.put(f"{self.dashboard}/api/serve/applications/", json=config, headers=RAY_ACCESS, timeout=60).is_success
+
+        wait_until(put, 180, "Ray Serve takes the applications")  # it is tried again, as KubeRay does
 
     def status(self) -> str:
         """What Ray Serve says of the applications."""
