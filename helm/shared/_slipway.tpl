@@ -179,7 +179,7 @@ runtimeClassName: {{ . | quote }}
 {{- range $index, $volume := .Values.volumes }}
 - name: volume-{{ $index }}
   persistentVolumeClaim:
-    claimName: {{ .claim | quote }}
+    claimName: {{ .existingClaim | quote }}
 {{- end }}
 {{- end -}}
 

@@ -22,7 +22,9 @@ from serving.capacity.curves import Curve, Node, find_curve, read_measured
 from serving.capacity.demand import Demand
 from serving.capacity.fleet import Fleet
 from serving.capacity.sizing import MOST_BUSY, NUM_REQUESTS, busy_replicas, keep, plan, smallest
+from serving.capacity.table import LOADS, table, with_table
 
+README = Path(__file__).parents[2] / "helm" / "serving" / "README.md"
 MEASURED = read_measured()
 CPU, H100 = MEASURED.curves["openvino-int8-135m"], MEASURED.curves["vllm-h100-gpt-oss-20b"]
 NODE = MEASURED.nodes["cpu-16"]
@@ -205,3 +207,18 @@ def test_plan_command_that_nothing_can_keep_exits_2_and_an_unknown_node_too() ->
     unknown = run("--tokens-per-s", "10", "--ttft", "1", "--node", "moon")
     assert unknown.returncode == 2
     assert "there are cpu-16, h100-8" in unknown.stderr
+
+
+def test_table_in_the_charts_readme_is_what_plans_say_today() -> None:
+    assert table(LOADS[:3]).strip() in README.read_text()
+
+
+@pytest.mark.slow
+def test_whole_table_in_the_charts_readme_is_what_plans_say_today() -> None:
+    text = README.read_text()
+    assert with_table(text, table()) == text
+
+
+def test_table_without_a_place_for_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no place for the table"):
+        with_table("# A README\n", "| rows |\n")
