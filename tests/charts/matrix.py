@@ -36,6 +36,8 @@ class Outcome:
 
 def given_names(values: Any) -> set[str]:
     """Names of objects that values say are there already."""
+    if isinstance(values, list):
+        return set().union(*map(given_names, values))
     if not isinstance(values, dict):
         return set()
     own = {str(value) for key, value in values.items() if key.startswith("existing") and isinstance(value, str)}
