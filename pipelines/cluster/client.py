@@ -89,11 +89,6 @@ class Cluster:
         answer = self.request("POST", path, f"create {ref}", query={**OURS, **dry(dry_run)}, body=manifest, expected=(409,))
         return None if answer.status == 409 else answer.body
 
-    def replace(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The object as replaced. Raises TransientError where its resourceVersion is no longer the newest."""
-        ref = ref_of(manifest)
-        return self.request("PUT", self.path_of(ref), f"replace {ref}", query=OURS, body=manifest).body
-
     def merge(self, ref: Ref, patch: Mapping[str, Any], subresource: str = "") -> dict[str, Any]:
         """The object with a merge patch on it: null deletes a key, a list replaces a list."""
         path = self.path_of(ref) + (f"/{subresource}" if subresource else "")
