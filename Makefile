@@ -70,7 +70,7 @@ faults: install ## seeded faults in a small run, each to be caught and named, an
 test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
 	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py
 
-test-cluster: install ## what an API server promises, asked of the cluster that KUBECONFIG names (in a namespace and a kind of its own)
+test-cluster: install tools ## what an API server promises, asked of the cluster that KUBECONFIG names (in a namespace and a kind of its own)
 	@SLIPWAY_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster/test_contract_*.py
 
 test-vllm: install $(VLLM)/.installed ## what every engine must do, asked of vLLM in a venv of its own

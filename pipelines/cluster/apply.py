@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from infra.errors import ConfigError
-from pipelines.cluster.client import OURS, Cluster, dry
+from pipelines.cluster.client import OURS, Cluster
 from pipelines.cluster.refs import Ref, ref_of
 
 # What the server writes of its own accord; it differs where nothing that we sent does.
@@ -36,7 +36,7 @@ def apply(cluster: Cluster, manifest: Mapping[str, Any], *, force: bool = False,
     ref = ref_of(manifest)
     path = cluster.path_of(ref)
     before = cluster.get(ref)
-    query = {**OURS, "fieldValidation": "Strict", "force": str(force).lower(), **dry(dry_run)}
+    query = {**OURS, "fieldValidation": "Strict", "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
     live = cluster.request("PATCH", path, f"apply {ref}", query=query, body=manifest, content_type="application/apply-patch+yaml").body
     if before is None:
         return Applied(ref, "created", live)
