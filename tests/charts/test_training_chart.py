@@ -214,6 +214,8 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
         (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
+        (job_values(env=[{"name": "A"}]), "env A: give `value` or `secret`"),
+        (job_values(env=[{"name": "A", "value": "1", "secret": {"name": "s", "key": "k"}}]), "env A: give `value` or `secret`"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
         ({"rayJob": {"job": "x; rm -rf /"}}, "/rayJob/job"),
         ({"workers": {"resources": {"limits": {"memory": "12 GB"}}}}, "/workers/resources/limits/memory"),

@@ -114,6 +114,7 @@ runtimeClassName: {{ . | quote }}
 {{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
 {{- define "slipway.env" -}}
 {{- range .Values.env }}
+{{- if eq (kindIs "string" .value) (kindIs "map" .secret) }}{{ fail (printf "env %s: give `value` or `secret`, one of them" .name) }}{{ end }}
 - name: {{ .name | quote }}
   {{- if .secret }}
   valueFrom:
@@ -321,4 +322,9 @@ spec:
 - name: kubernetes-token
   mountPath: /var/run/secrets/kubernetes.io/serviceaccount
   readOnly: true
+{{- end -}}
+
+{{- /* A quantity as text: whole and fractional numbers are ones too, and KubeRay's kinds take no fraction as a number. */ -}}
+{{- define "slipway.quantity" -}}
+{{- . | toJson | trimAll "\"" | quote -}}
 {{- end -}}

@@ -103,7 +103,7 @@ spec:
   volumes:
     - name: home
       emptyDir:
-        sizeLimit: {{ toYaml .root.Values.scratch }}
+        sizeLimit: {{ include "slipway.quantity" .root.Values.scratch }}
     - name: tmp
       emptyDir: {}
     {{- with include "slipway.volumes" .root }}{{ . | trim | nindent 4 }}{{- end }}
