@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from infra.errors import ConfigError
-from pipelines.cluster.client import Cluster, dry
+from pipelines.cluster.client import OURS, Cluster, dry
 from pipelines.cluster.refs import Ref, in_install_order, ref_of
 
-FIELD_MANAGER = "slipway"
 # What the server writes of its own accord; it differs where nothing that we sent does.
 OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "creationTimestamp", "uid")
 Change = Literal["created", "changed", "unchanged"]
@@ -37,7 +36,7 @@ def apply(cluster: Cluster, manifest: Mapping[str, Any], *, force: bool = False,
     ref = ref_of(manifest)
     path = cluster.path_of(ref)
     before = cluster.get(ref)
-    query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force).lower(), **dry(dry_run)}
+    query = {**OURS, "fieldValidation": "Strict", "force": str(force).lower(), **dry(dry_run)}
     live = cluster.request("PATCH", path, f"apply {ref}", query=query, body=manifest, content_type="application/apply-patch+yaml").body
     if before is None:
         return Applied(ref, "created", live)

@@ -76,7 +76,7 @@ def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
     head = cluster["headGroupSpec"]
     assert "workerGroupSpecs" not in cluster
     assert "num-cpus" not in head["rayStartParams"]
-    assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": 1}
+    assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": "1"}
 
 
 def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
@@ -86,7 +86,7 @@ def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
     pods = list(pod_templates(job))
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"slipway-serve-gpu:9"}
-    assert head["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert head["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "workerGroupSpecs" not in job["rayClusterSpec"]
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.errors import ConfigError, TransientError
 from pipelines.cluster import client
-from pipelines.cluster.apply import apply, apply_all
+from pipelines.cluster.apply import apply, apply_all, asked_of
 from pipelines.cluster.capabilities import api_versions, kube_version
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref, in_install_order, ref_of
 from tests.cluster.conftest import WIDGET_DEFINITION
-from tests.cluster.faults import Fault
+from tests.cluster.faults import Fault, gone
 from tests.cluster.samples import config_map, deployment, job, named, widget
 from tests.cluster.server import Server
 
@@ -114,16 +115,28 @@ def test_replace_from_an_old_version_is_worth_another_try(cluster: Cluster) -> N
         cluster.replace({**old, "data": {"a": "3"}})
 
 
+def test_object_that_no_server_takes_is_refused_before_it_is_sent(server: Server, cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="an API server takes 3145728"):
+        cluster.create(config_map({"a": "x" * (3 << 20)}))
+    assert not any(line.startswith("POST") for line in server.log)
+
+
+def test_certificate_of_somebody_else_is_a_config_error(server: Server, tmp_path: Path) -> None:
+    file = server.kubeconfig(tmp_path / "kubeconfig")
+    content = yaml.safe_load(file.read_text())
+    del content["clusters"][0]["cluster"]["certificate-authority-data"]
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="certificate in the kubeconfig"):
+        connect(file, patience_s=2.0).get(Ref("v1", "ConfigMap", "x"))
+
+
 def test_find_reads_all_pages_and_begins_again_when_they_expire(server: Server, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PAGE_ITEMS", 2)
     names = {cluster.create(config_map(labels={"a": "b"}))["metadata"]["name"] for _ in range(5)}  # type: ignore[index]
     assert [item["metadata"]["name"] for item in cluster.find("v1", "ConfigMap", {"a": "b"})] == sorted(names)
-    path = cluster.path("v1", "ConfigMap")
-    first = cluster.request("GET", path, "list", query={"limit": "2"}).body["metadata"]["continue"]
-    server.compact()
-    assert cluster.request("GET", path, "list", query={"continue": first}, expected=(410,)).status == 410
-    found, _ = cluster.find_at(path, "v1", "ConfigMap", {})
-    assert {item["metadata"]["name"] for item in found} == names
+    server.fail_next(None, gone())
+    assert [item["metadata"]["name"] for item in cluster.find("v1", "ConfigMap", {"a": "b"})] == sorted(names)
+    assert [line.split()[-1] for line in server.log[-3:]] == ["200", "410", "200"]
 
 
 def test_object_that_a_finalizer_holds_is_named_with_it(cluster: Cluster) -> None:
@@ -139,6 +152,13 @@ def test_apply_tells_created_changed_and_unchanged(cluster: Cluster) -> None:
     assert apply(cluster, made, dry_run=True).change == "created"
     assert cluster.get(ref_of(made)) is None
     assert [apply(cluster, each).change for each in (made, made, {**made, "data": {"a": "2"}})] == ["created", "unchanged", "changed"]
+
+
+def test_status_that_a_controller_writes_meanwhile_is_no_change(cluster: Cluster) -> None:
+    live = apply(cluster, deployment()).live
+    later = cluster.merge(ref_of(live), {"status": {"replicas": 1}}, subresource="status")
+    assert later["status"] == {"replicas": 1}
+    assert asked_of(later) == asked_of(live)
 
 
 def test_apply_over_another_manager_names_field_and_owner_until_forced(cluster: Cluster) -> None:

@@ -328,3 +328,15 @@ spec:
 {{- define "slipway.quantity" -}}
 {{- . | toJson | trimAll "\"" | quote -}}
 {{- end -}}
+
+{{- /* Resources of a container. Every quantity is text: where a kind takes whole numbers or text, as KubeRay's do, half a core is none. */ -}}
+{{- define "slipway.resources" -}}
+{{- range $kind := list "requests" "limits" }}
+{{- with index $ $kind }}
+{{ $kind }}:
+  {{- range $name, $quantity := . }}
+  {{ $name | quote }}: {{ include "slipway.quantity" $quantity }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
