@@ -82,17 +82,12 @@ class Cluster:
                 return found, str(metadata.get("resourceVersion", ""))
             page = {"limit": str(PAGE_ITEMS), "continue": metadata["continue"]}
 
-    def create(self, manifest: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any] | None:
+    def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """The object as made, or None where one of its name was there: perhaps from a try of ours whose answer was lost."""
         ref = ref_of(manifest)
         path = self.path(ref.api_version, ref.kind, ref.namespace)
-        answer = self.request("POST", path, f"create {ref}", query={**OURS, **dry(dry_run)}, body=manifest, expected=(409,))
+        answer = self.request("POST", path, f"create {ref}", query=OURS, body=manifest, expected=(409,))
         return None if answer.status == 409 else answer.body
-
-    def replace(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The object as replaced. Raises TransientError where its resourceVersion is no longer the newest."""
-        ref = ref_of(manifest)
-        return self.request("PUT", self.path_of(ref), f"replace {ref}", query=OURS, body=manifest).body
 
     def merge(self, ref: Ref, patch: Mapping[str, Any], subresource: str = "") -> dict[str, Any]:
         """The object with a merge patch on it: null deletes a key, a list replaces a list."""
@@ -100,12 +95,12 @@ class Cluster:
         kind = "application/merge-patch+json"
         return self.request("PATCH", path, f"change {ref}", query=OURS, body=patch, content_type=kind).body
 
-    def delete(self, ref: Ref, propagation: Propagation = "Background", dry_run: bool = False) -> bool:
+    def delete(self, ref: Ref, propagation: Propagation = "Background") -> bool:
         """Whether there was an object to delete; it may stay for a while until its finalizers are done, see `wait_gone`."""
         if not self.has_kind(ref.api_version, ref.kind):
             return False
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        answer = self.request("DELETE", self.path_of(ref), f"delete {ref}", query=dry(dry_run), body=options, expected=(404,))
+        answer = self.request("DELETE", self.path_of(ref), f"delete {ref}", body=options, expected=(404,))
         return answer.status != 404
 
     def wait_gone(self, ref: Ref, timeout_s: float) -> None:
@@ -227,11 +222,6 @@ def group_path(api_version: str) -> str:
 def selector_query(labels: Mapping[str, str] | None) -> dict[str, str]:
     """The query for objects with all the labels."""
     return {"labelSelector": selector(labels)} if labels else {}
-
-
-def dry(dry_run: bool) -> dict[str, str]:
-    """The query that makes a write a trial."""
-    return {"dryRun": "All"} if dry_run else {}
 
 
 def _require_size(body: Any, purpose: str) -> None:

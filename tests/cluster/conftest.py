@@ -1,4 +1,7 @@
-"""The cluster that the contract is asked of: the loopback server, or with `SLIPWAY_TEST_CLUSTER=1` whatever `KUBECONFIG` names."""
+"""The cluster that the contract is asked of: the loopback server, or with `SLIPWAY_TEST_CLUSTER=1` whatever `KUBECONFIG` names.
+
+There it makes a namespace and the kind Widget, and takes both away; whoever runs it needs the right to do so. Nothing of it starts a pod.
+"""
 
 from __future__ import annotations
 

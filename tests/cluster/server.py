@@ -1,7 +1,13 @@
-"""A small API server of Kubernetes on loopback, for tests: real HTTP, real status codes, nothing behind it that runs pods.
+"""A small API server of Kubernetes on loopback, for tests: real HTTP over TLS, real status codes, nothing behind it that runs pods.
 
-It knows the built-in kinds that charts use, and whatever a CustomResourceDefinition brings. A test plays the controllers: it changes
-statuses through the API, or by `Server.objects`, and writes a pod's log by `Server.write_log`.
+- It knows the built-in kinds that charts use, by the schemas of Kubernetes itself, and whatever a CustomResourceDefinition brings.
+- A test plays the controllers: it changes statuses through the API, and writes a pod's log by `Server.write_log`. Only what goes with a
+  deleted owner, namespace or definition is seen to here, at once.
+- It can be made to misbehave as real ones do: `cut`, `compact`, `fail_next`.
+- What it does not do: decide who may do what, call webhooks, fill in most defaults of built-in kinds, speak protobuf, convert versions, or
+  keep a list's later pages as they were at its first.
+
+The suite `test_contract_*.py` says what it promises; `make test-cluster` asks the same of a real one.
 """
 
 from __future__ import annotations

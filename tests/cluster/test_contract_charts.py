@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.charts import CHARTS_DIR, render
-from pipelines.cluster.apply import apply_all, check_all
+from pipelines.cluster.apply import apply, check_all
 from pipelines.cluster.capabilities import api_versions, kube_version
 from tests.charts.cases import CASES, Case, profiles_of
 from tests.cluster.conftest import Api
@@ -53,5 +53,5 @@ def test_chart_that_is_applied_again_changes_nothing(api: Api, case: Case) -> No
     if not api.is_loopback:
         pytest.skip("on a cluster with KubeRay it would start what it describes")
     manifests = rendered(api, case, profiles_of(case)[0])
-    assert {each.change for each in apply_all(api.cluster, manifests)} == {"created"}
-    assert {each.change for each in apply_all(api.cluster, manifests)} == {"unchanged"}
+    assert {apply(api.cluster, each).change for each in manifests} == {"created"}
+    assert {apply(api.cluster, each).change for each in manifests} == {"unchanged"}

@@ -171,6 +171,23 @@ def test_watch_that_may_not_be_gives_a_config_error(server: Server, cluster: Clu
         end_of(stream)
 
 
+def test_watch_on_a_connection_that_went_silent_is_opened_again(
+    server: Server, cluster: Cluster, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.cluster.watch.SILENCE_S", 0.2)
+    server.bookmark_s = 60.0
+    made = config_map()
+    cluster.create(made)
+    stream = watch_one(cluster, ref_of(made), idle_s=IDLE_S)
+    assert next_events(stream, 1) == [("present", "1")]
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while sum("watch=true" in line for line in server.log) < 2:
+        assert next(stream) is None
+        assert time.monotonic() < deadline_s, "the watch is not opened again"
+    change(made, "2")
+    assert next_events(stream, 1) == [("present", "2")]
+
+
 def test_watch_that_is_closed_leaves_no_thread(cluster: Cluster) -> None:
     stream = watch_one(cluster, Ref("v1", "ConfigMap", "x"), idle_s=IDLE_S)
     assert quiet(stream, 2)
