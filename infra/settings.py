@@ -21,7 +21,7 @@ TRAINING_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
 }
 
-ExecutorName = Literal["local", "ray"]
+ExecutorName = Literal["local", "ray", "kubernetes"]
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 RAY_JOBS_ADDRESS = "http://127.0.0.1:8265"
 
@@ -49,11 +49,14 @@ class Settings(Config):
     """Folder or bucket, by fsspec URL, where artifacts are for all machines to reach (`SLIPWAY_STORE`, for example `s3://bucket/slipway`);
     absent means that they stay on this machine."""
     executor: ExecutorName = "local"
-    """Where programs run (`SLIPWAY_EXECUTOR`, or `--executor`): as subprocesses, or as jobs of a Ray cluster."""
+    """Where programs run (`SLIPWAY_EXECUTOR`, or `--executor`): as subprocesses, as jobs of a Ray cluster, or as RayJobs on Kubernetes."""
     ray_jobs_address: str = RAY_JOBS_ADDRESS
     """Ray's Jobs API for `--executor ray` (`RAY_API_SERVER_ADDRESS`, as for Ray's own commands)."""
     ray_token: SecretStr | None = None
     """Key of a Ray cluster that asks for one (`RAY_AUTH_TOKEN`)."""
+
+    kubernetes_values: Path | None = None
+    """Values of helm/training with which each RayJob is rendered (`SLIPWAY_KUBERNETES_VALUES`); absent means the chart's own."""
 
     @property
     def artifacts_dir(self) -> Path:
@@ -115,6 +118,7 @@ def load_settings(executor: str | None = None) -> Settings:
         store=store or None,
         executor=cast(ExecutorName, executor),
         ray_jobs_address=(os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_JOBS_ADDRESS).rstrip("/"),
+        kubernetes_values=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_KUBERNETES_VALUES")) else None,
         ray_token=SecretStr(token) if (token := os.environ.get("RAY_AUTH_TOKEN")) else None,
     )
 

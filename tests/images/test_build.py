@@ -49,7 +49,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.slow
 def test_image_when_followed_passes_its_own_checks_and_its_entry_point_tells_the_version(built: tuple[Image, Replay]) -> None:
-    image, replay = built
+    _, replay = built
     own = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     version = locked("tracking")["mlflow"] if replay.entry_point == ["mlflow"] else own
     assert any("slipway --version" in line for line in replay.ran), "the checks at the end of the Dockerfile"
