@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from infra.orders import KnownError, Order, Result, beside
 from infra.process import Remote
 from infra.settings import load_settings
 from training.config import FinetuneJob
-from training.folders import checkpoints_folder
+from training.folders import checkpoints_folder, fresh_folder
 
 FAILURE_NAME = "failure.json"
 STOP_NAME = "stop"
@@ -51,12 +50,10 @@ def begin(job: FinetuneJob) -> dict[str, Any]:
     return {"remote": job.remote.model_dump(), "mark": mark}
 
 
-@contextlib.contextmanager
-def working(config: dict[str, Any], rank: int) -> Iterator[FinetuneJob]:
-    """A worker's job with the paths of its own node. A known error in the block is left for the driver: raised, it would be tried again."""
+def work(config: dict[str, Any], rank: int, run: Callable[[FinetuneJob], None]) -> None:
+    """Runs a worker's job with the paths of its own node. A known error is left for the driver: raised, it would only be tried again."""
     if "remote" not in config:
-        with _failure_left(FinetuneJob.model_validate_json(config["job"]), None) as job:
-            yield job
+        _run_here(FinetuneJob.model_validate_json(config["job"]), run)
         return
     remote, home = Remote.model_validate(config["remote"]), load_settings().home
     store = open_store(remote.store)
@@ -64,14 +61,15 @@ def working(config: dict[str, Any], rank: int) -> Iterator[FinetuneJob]:
     if order is None:
         raise ArtifactError(f"{remote.store}/{remote.order}: the order is gone. Run the driver's command again.")
     job = settled(FinetuneJob.model_validate({**orders.unpacked(order.job, home), "remote": config["remote"]}))
-    checkpoints = checkpoints_folder(job.output_dir)
-    with contextlib.suppress(FileNotFoundError):
-        if (checkpoints / MARK_NAME).read_text() == config["mark"]:
-            with _failure_left(job, None) as job:
-                yield job
-            return
-    with _failure_left(job, store) as job, _away(job, order, store, home, rank):
-        yield job
+    mark_file = checkpoints_folder(job.output_dir) / MARK_NAME
+    if mark_file.is_file() and mark_file.read_text(encoding="utf-8") == config["mark"]:
+        _run_here(job, run)
+        return
+    try:
+        orders.arrive(store, order, home)
+        _run_away(job, store, home, rank, run)
+    except SlipwayError as error:
+        orders.write(store, beside(remote.order, "failure.json"), _known(error))
 
 
 def stop_workers(job: FinetuneJob) -> None:
@@ -102,36 +100,29 @@ def bring(job: FinetuneJob) -> None:
         store.fetch_file(sha256, orders.inside(home, path))
 
 
-@contextlib.contextmanager
-def _failure_left(job: FinetuneJob, store: ArtifactStore | None) -> Iterator[FinetuneJob]:
+def _run_here(job: FinetuneJob, run: Callable[[FinetuneJob], None]) -> None:
     try:
-        yield job
+        run(job)
     except SlipwayError as error:
-        known = KnownError(type=type(error).__name__, message=error.message)
-        if store is None or job.remote is None:
-            write_json_atomic(checkpoints_folder(job.output_dir) / FAILURE_NAME, known.model_dump())
-        else:
-            orders.write(store, beside(job.remote.order, "failure.json"), known)
+        write_json_atomic(checkpoints_folder(job.output_dir) / FAILURE_NAME, _known(error).model_dump())
 
 
-@contextlib.contextmanager
-def _away(job: FinetuneJob, order: Order, store: ArtifactStore, home: Path, rank: int) -> Iterator[None]:
-    """Makes ready what the job names on this node; rank 0 tells its progress, and in the end sends what it made."""
+def _run_away(job: FinetuneJob, store: ArtifactStore, home: Path, rank: int, run: Callable[[FinetuneJob], None]) -> None:
+    """On a node without the program's folders; rank 0 tells its progress, and in the end sends what it made."""
     assert job.remote is not None
-    orders.arrive(store, order, home)
-    stop_file = checkpoints_folder(job.output_dir) / STOP_NAME
-    for folder in (job.output_dir, stop_file.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    stop_file.unlink(missing_ok=True)  # of an attempt before; the store has the word if it is said again
+    name, stop_file = job.remote.order, checkpoints_folder(job.output_dir) / STOP_NAME
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)  # of an attempt before; where it is said again, the store has the word
     if rank != 0:
-        yield
+        run(job)
         return
-    progress, stop = (job.progress_file, beside(job.remote.order, "progress.jsonl")), (stop_file, beside(job.remote.order, "stop"))
+    fresh_folder(job.output_dir)
+    with mirrored(store, (job.progress_file, beside(name, "progress.jsonl")), (stop_file, beside(name, "stop"))):
+        run(job)
+    files = orders.pushed_files(store, home, job.output_dir, job.tracking.unsent_file if job.tracking else None)
+    orders.write(store, beside(name, "worker.json"), Result(exit_code=0, files=files))
     shutil.rmtree(job.output_dir)
-    job.output_dir.mkdir()
-    with mirrored(store, progress, stop):
-        yield
-    unsent = job.tracking.unsent_file if job.tracking else None
-    files = orders.pushed_files(store, home, job.output_dir, unsent)
-    orders.write(store, beside(job.remote.order, "worker.json"), Result(exit_code=0, files=files))
-    shutil.rmtree(job.output_dir)
+
+
+def _known(error: SlipwayError) -> KnownError:
+    return KnownError(type=type(error).__name__, message=error.message)

@@ -16,7 +16,7 @@ from infra.files import sha256_json
 from training.checkpoint import CheckpointStore
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
-from training.elsewhere import STOP_NAME, working
+from training.elsewhere import STOP_NAME, work
 from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.loop import Trainer
@@ -30,8 +30,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     """Reads what the driver gave and trains, on whichever node."""
     context = ray.train.get_context()
     torch.set_num_threads(config["cpus"])  # Ray sets OMP_NUM_THREADS to 1 for its workers
-    with working(config, context.get_world_rank()) as job:
-        run_worker(job, config["parents"], context.get_world_size())
+    work(config, context.get_world_rank(), lambda job: run_worker(job, config["parents"], context.get_world_size()))
 
 
 def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -> None:

@@ -17,7 +17,7 @@ from training.batches import BatchPlan, count_supervised, worker_packs
 from training.checkpoint import STATE_NAME, CheckpointStore, TrainState
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow
-from training.finetune import STOP_NAME
+from training.elsewhere import STOP_NAME
 from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.parameters import TrainableParameters
