@@ -6,16 +6,17 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LINE_CHARS = 140
-NOTHING = "absent"
+STEPS: dict[Any, str] = {list: "[].", tuple: "[].", dict: ".NAME."}
+ABSENT, NEEDED = "absent", "needed"
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,25 @@ def values_text(model: type[BaseModel], intro: str) -> str:
 
 def values_table(model: type[BaseModel]) -> str:
     """A Markdown table of every value."""
-    rows = [f"| `{value.path}` | {value.kind} | {value.default} | {value.text} |" for value in values_of(model)]
+    rows = [f"| `{value.path}` | {value.kind} | {value.default} | {value.text} |" for value in values_of(model, instance=model())]
     return "\n".join(["| value | kind | default | what it is |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def values_of(model: type[BaseModel], prefix: str = "") -> Iterator[Value]:
-    """Every value that holds no further ones of its own, in the order of the model's fields."""
+def values_of(model: type[BaseModel], prefix: str = "", instance: BaseModel | None = None) -> Iterator[Value]:
+    """Every value that holds no further ones of its own, in the order of the model's fields.
+
+    Defaults are those of `instance` where there is one: a part of a chart may have others than its model.
+    """
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         text = " ".join((field.description or "").split()).replace("|", "\\|")
-        below = _models_in(field.annotation)
-        if not below or get_origin(field.annotation) in (list, dict, tuple) or field.get_default(call_default_factory=False) is None:
-            yield Value(path, _kind(field.annotation), _default(field), text)
+        content = getattr(instance, name) if instance is not None else _default(field)
+        if not isinstance(content, BaseModel):
+            yield Value(path, _kind(field.annotation), _shown(content), text)
         seen: set[str] = set()
-        for inner in below:
-            for value in values_of(inner, path + _step(field.annotation)):
+        for inner in _models_in(field.annotation):
+            known = content if isinstance(content, inner) else None
+            for value in values_of(inner, path + _step(field.annotation), known):
                 if value.path not in seen:
                     seen.add(value.path)
                     yield value
@@ -119,19 +124,16 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _step(annotation: Any) -> str:
-    return {list: "[].", tuple: "[].", dict: ".NAME."}.get(get_origin(annotation), ".")
+    """What stands between a value and those in it, also where it may be absent."""
+    options = [annotation, *get_args(annotation)] if type(None) in get_args(annotation) else [annotation]
+    options = [get_args(option)[0] if get_origin(option) is Annotated else option for option in options]
+    return next((STEPS[origin] for option in options if (origin := get_origin(option)) in STEPS), ".")
 
 
 def _kind(annotation: Any) -> str:
     """What may be written there, in a word or two."""
-    schema = _adapter_schema(annotation)
+    schema = TypeAdapter(annotation).json_schema(by_alias=True)
     return " or ".join(dict.fromkeys(_kinds(schema))).replace("|", "\\|") or "any"
-
-
-def _adapter_schema(annotation: Any) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(annotation).json_schema(by_alias=True)
 
 
 def _kinds(schema: dict[str, Any]) -> Iterator[str]:
@@ -148,13 +150,15 @@ def _kinds(schema: dict[str, Any]) -> Iterator[str]:
         yield {"array": "list"}.get(str(kind), str(kind))
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "needed"
-    value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value is PydanticUndefined:
-        return NOTHING
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", by_alias=True, exclude_none=True)
+def _default(field: FieldInfo) -> Any:
+    """A field's default; PydanticUndefined where it has none."""
+    return PydanticUndefined if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+
+
+def _shown(value: Any) -> str:
+    if value is PydanticUndefined:
+        return NEEDED
+    if value is None:
+        return ABSENT
     text = _inline(json.loads(json.dumps(value, default=lambda item: item.model_dump(mode="json", by_alias=True, exclude_none=True))))
     return f"`{text}`".replace("|", "\\|")

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from infra.config import Config
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+OPTIONAL_NAME_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]+)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
 STORE_PATTERN = r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._~%/:@-]+$"
 OUR_LABELS_PATTERN = r"^(app\.kubernetes\.io|slipway\.dev)/"
@@ -26,6 +27,7 @@ _FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)] | Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
 Labels = dict[str, Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]]
 Name = Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)]
+OptionalName = Annotated[str, Field(max_length=253, pattern=OPTIONAL_NAME_PATTERN)]
 
 
 class KubeModel(Config):
@@ -116,9 +118,9 @@ class Scheduling(KubeModel):
     """Kubernetes' own `affinity`, passed on as it is."""
     topology_spread_constraints: list[dict[str, Any]] = Field(default_factory=list)
     """Kubernetes' own, passed on as they are."""
-    priority_class_name: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    priority_class_name: OptionalName = ""
     """Who gives way when nodes are full; empty means the cluster's default."""
-    runtime_class_name: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    runtime_class_name: OptionalName = ""
     """Container runtime, such as `nvidia`; empty means the cluster's default."""
 
 
@@ -161,36 +163,12 @@ class Security(KubeModel):
     """Group that owns volumes."""
 
 
-class Storage(KubeModel):
-    """A volume that outlives its pods."""
-
-    existing_claim: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
-    """PersistentVolumeClaim that exists already; empty means that the chart makes one."""
-    size: Quantity = "10Gi"
-    """Room on it."""
-    storage_class_name: str = ""
-    """Empty means the cluster's default."""
-    access_modes: list[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]] = Field(["ReadWriteOnce"], min_length=1)
-    """How many nodes may mount it."""
-
-
-class MountedClaim(KubeModel):
-    """A volume with datasets, base models or a cache, in driver and jobs alike."""
-
-    claim: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-    """PersistentVolumeClaim that exists already."""
-    path: str = Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")
-    """Where it is mounted."""
-    read_only: bool = True
-    """Whether it is only read."""
-
-
 class ServiceAccount(KubeModel):
     """The identity of pods."""
 
     create: bool = True
     """Whether the chart makes it; `false` takes one that exists already."""
-    name: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    name: OptionalName = ""
     """Empty means a name made from the release."""
     annotations: dict[str, str] = Field(default_factory=dict)
     """Such as the role of a cloud's workload identity."""
@@ -201,12 +179,17 @@ class NetworkPolicy(KubeModel):
 
     enabled: bool = True
     """Whether there is one. Needs a network that heeds it."""
-    operator_namespace: Name = "kuberay-system"
-    """Where the KubeRay operator runs; it asks Ray's head how a job goes."""
     extra_ingress: list[dict[str, Any]] = Field(default_factory=list)
     """Kubernetes' own ingress rules, added to ours."""
     egress: list[dict[str, Any]] = Field(default_factory=list)
     """Kubernetes' own egress rules. Empty leaves the way out open; otherwise only these, DNS and the release's own pods are reached."""
+
+
+class RayNetworkPolicy(NetworkPolicy):
+    """The same, for pods of Ray."""
+
+    operator_namespace: Name = "kuberay-system"
+    """Where the KubeRay operator runs; it asks Ray's head how things go."""
 
 
 class ReplicaBounds(KubeModel):
@@ -264,9 +247,9 @@ class ArtifactStore(KubeModel):
 
     url: str = Field("", pattern=f"{STORE_PATTERN}|^$")
     """fsspec URL, such as `s3://bucket/slipway`, or `file:///mnt/store` with `existingClaim`."""
-    existing_secret: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    existing_secret: OptionalName = ""
     """Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL."""
-    existing_claim: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    existing_claim: OptionalName = ""
     """PersistentVolumeClaim, shared by all nodes, that is mounted at a `file://` URL's path."""
 
 
@@ -275,7 +258,7 @@ class Tracking(KubeModel):
 
     uri: str = Field("", pattern=r"^(https?://[A-Za-z0-9._:/-]+)?$")
     """Its address; it may hold no password."""
-    existing_secret: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    existing_secret: OptionalName = ""
     """Secret whose keys become environment variables, such as MLFLOW_TRACKING_TOKEN."""
 
 
@@ -287,15 +270,15 @@ class ChartValues(KubeModel):
     global_: dict[str, Any] = Field(default_factory=dict, alias="global")
     """Helm's own, for charts that have this one as a part; not read."""
     name_override: Annotated[str, Field(max_length=40, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
-    """In place of the chart's name."""
-    fullname_override: Annotated[str, Field(max_length=40, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
-    """In place of the release's name, with which the name of every object begins."""
-    deployment: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    """In place of the chart's name, in the label `app.kubernetes.io/name`."""
+    fullname_override: Annotated[str, Field(max_length=40, pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    """In place of the release's name, with which the name of every object begins; at most 40 characters."""
+    deployment: Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)] = ""
     """Label `slipway.dev/deployment` of every object; empty means the release's name."""
     managed_by: Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")] = ""
     """Label `app.kubernetes.io/managed-by`; empty means Helm. `slipway deploy` writes itself."""
     labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(
-        default_factory=dict, json_schema_extra={"propertyNames": {"not": {"pattern": OUR_LABELS_PATTERN}}}
+        default_factory=dict, json_schema_extra={"patternProperties": {OUR_LABELS_PATTERN: False}}
     )
     """More labels for every object; those that begin with `app.kubernetes.io/` or `slipway.dev/` are ours."""
     annotations: dict[str, str] = Field(default_factory=dict)

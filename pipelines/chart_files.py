@@ -13,10 +13,12 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from infra.chart_schema import schema_text, values_table, values_text
+from infra.tracking_chart import Values as TrackingValues
 from pipelines.charts import CHARTS_DIR
 from pipelines.training_chart import Values as TrainingValues
 
 MODELS: dict[str, tuple[type[BaseModel], str]] = {
+    "tracking": (TrackingValues, "infra/tracking_chart.py"),
     "training": (TrainingValues, "pipelines/training_chart.py"),
 }
 """Of each chart: the model of its values, and where that is."""

@@ -7,26 +7,27 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.kube import (
+    OPTIONAL_NAME_PATTERN,
     ArtifactStore,
     ChartValues,
     Image,
     KubeModel,
     Monitor,
-    MountedClaim,
     Quantity,
+    RayNetworkPolicy,
     Resources,
     Scheduling,
     ServiceAccount,
-    Storage,
     Tracking,
 )
+from infra.kube_volumes import MountedClaim, Storage
 from training.config import Workers
 
 RAY_NAME_CHARS = 47
 """Longest name that KubeRay takes: it adds to it what makes the names of pods."""
 MODULE_PATTERN = r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$"
 PATH_PATTERN = r"^([A-Za-z0-9_@.-]+/)*[A-Za-z0-9_@.-]+$"
-QueueName = Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+QueueName = Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)]
 
 
 class RayPod(Scheduling):
@@ -118,6 +119,7 @@ class Pipeline(Scheduling):
 class TrainingChart(ChartValues):
     """The values of helm/training."""
 
+    network_policy: RayNetworkPolicy = RayNetworkPolicy()
     monitor: Monitor = Monitor()
     image: Image = Image(repository="slipway-train")
     """Image of Ray's head and workers: training and quantization."""
@@ -135,8 +137,8 @@ class TrainingChart(ChartValues):
     workers: WorkerPod = WorkerPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     solo: RayPod = RayPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     """The one pod of a program that is one process: merge, quantize, answers."""
-    authentication: Literal["disabled", "token"] = "disabled"
-    """Whether a Ray cluster answers only those who have its token, which KubeRay makes."""
+    ray_token: bool = True
+    """Whether Ray asks for a token, which KubeRay makes, before it lets anyone run code or see its dashboard."""
     ray_job: RayJob = RayJob()
     pipeline: Pipeline = Pipeline(resources=Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}))
 

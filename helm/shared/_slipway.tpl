@@ -6,6 +6,9 @@
 {{- if gt (len $name) 40 -}}
 {{- fail (printf "release name %q has %d characters; names of objects are made from it, and 40 are the most. Take a shorter one, or set fullnameOverride." $name (len $name)) -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}
+{{- fail (printf "release name %q does not begin with a letter, as the names of Services and RayJobs must. Take another, or set fullnameOverride." $name) -}}
+{{- end -}}
 {{- $name -}}
 {{- end -}}
 
@@ -192,5 +195,92 @@ egress:
           matchLabels:
             slipway.dev/deployment: {{ include "slipway.deployment" $ | quote }}
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* Ingress to a Service: dict "root" $ "component" "x" "service" NAME "port" NUMBER. */ -}}
+{{- define "slipway.ingress" -}}
+{{- with .root.Values.ingress }}
+{{- if .enabled }}
+{{- if not .host }}{{ fail "ingress.enabled needs ingress.host, the name that clients use" }}{{ end }}
+{{- if not (or .tlsSecret .allowPlainHttp) }}{{ fail "ingress.tlsSecret is empty: name a Secret of type kubernetes.io/tls, or set ingress.allowPlainHttp" }}{{ end }}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ $.service | quote }}
+  labels:
+    {{- include "slipway.labels" $ | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- with .className }}
+  ingressClassName: {{ . | quote }}
+  {{- end }}
+  {{- if .tlsSecret }}
+  tls:
+    - hosts: [{{ .host | quote }}]
+      secretName: {{ .tlsSecret | quote }}
+  {{- end }}
+  rules:
+    - host: {{ .host | quote }}
+      http:
+        paths:
+          - path: /
+            pathType: Prefix
+            backend:
+              service:
+                name: {{ $.service | quote }}
+                port:
+                  number: {{ int64 $.port }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* HTTPRoute to a Service, with the same arguments. */ -}}
+{{- define "slipway.route" -}}
+{{- with .root.Values.route }}
+{{- if .enabled }}
+{{- if not ($.root.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1") }}{{ fail "route.enabled, and this cluster has no gateway.networking.k8s.io/v1: install the Gateway API, or use ingress" }}{{ end }}
+{{- if not .parentRefs }}{{ fail "route.enabled needs route.parentRefs, the Gateways that take it" }}{{ end }}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: {{ $.service | quote }}
+  labels:
+    {{- include "slipway.labels" $ | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  parentRefs:
+    {{- range .parentRefs }}
+    - group: gateway.networking.k8s.io
+      kind: Gateway
+      name: {{ .name | quote }}
+      {{- with .namespace }}
+      namespace: {{ . | quote }}
+      {{- end }}
+      {{- with .sectionName }}
+      sectionName: {{ . | quote }}
+      {{- end }}
+    {{- end }}
+  {{- with .hostnames }}
+  hostnames:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  rules:
+    - backendRefs:
+        - group: ""
+          kind: Service
+          name: {{ $.service | quote }}
+          port: {{ int64 $.port }}
+      matches:
+        - path:
+            type: PathPrefix
+            value: /
+{{- end }}
 {{- end }}
 {{- end -}}

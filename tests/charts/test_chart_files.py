@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from infra.chart_schema import values_of
 from pipelines.chart_files import MODELS, main, stale_files
-from pipelines.charts import CHARTS_DIR
+from pipelines.charts import CHARTS_DIR, profile_file, profiles
 
 
 def test_written_files_in_the_tree_are_what_the_models_would_write() -> None:
@@ -48,3 +49,37 @@ def test_values_of_a_chart_each_have_a_text(chart: str) -> None:
     silent = [value.path for value in values if not value.text and not value.path.startswith("config.")]
     assert len(values) > 50
     assert silent == []
+
+
+def profile_cases() -> list[tuple[str, str]]:
+    """Every profile of every chart."""
+    return [(chart, profile) for chart in MODELS for profile in profiles(chart)]
+
+
+@pytest.mark.parametrize(("chart", "profile"), profile_cases())
+def test_profile_over_the_defaults_is_what_the_model_takes(chart: str, profile: str) -> None:
+    """The model sees contradictions that the schema does not."""
+    model, _ = MODELS[chart]
+    data = merged(
+        model().model_dump(mode="json", by_alias=True, exclude_none=True), yaml.safe_load(profile_file(chart, profile).read_text())
+    )
+    assert model.model_validate(data) != model()
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As helm lays one file of values over another."""
+    both = {key: merged(under[key], value) for key, value in over.items() if isinstance(value, dict) and isinstance(under.get(key), dict)}
+    return {**under, **over, **both}
+
+
+def test_every_chart_has_the_four_profiles() -> None:
+    """The same names everywhere, for `slipway deploy --profile`."""
+    assert {chart: set(profiles(chart)) for chart in MODELS} == {chart: {"laptop", "cpu", "gpu", "production"} for chart in MODELS}
+
+
+@pytest.mark.parametrize("chart", MODELS)
+def test_readme_of_a_chart_has_the_table_of_its_values(chart: str) -> None:
+    """Without a README there is no place for the table, and nothing would be stale."""
+    text = (CHARTS_DIR / chart / "README.md").read_text()
+    assert all(f"| `{value.path}` |" in text for value in values_of(MODELS[chart][0]))
+    assert "| `image.repository` | string | needed |" not in text

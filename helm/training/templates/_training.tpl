@@ -178,7 +178,7 @@ podFailurePolicy:
 {{- /* Values of this chart with which the executor renders one RayJob: it adds rayJob.enabled, name, module, job and numWorkers. What a
        release has once, such as its accounts, is not made again. */ -}}
 {{- define "training.executorValues" -}}
-{{- $kept := pick .Values "authentication" "annotations" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
+{{- $kept := pick .Values "annotations" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "rayToken" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
 {{- $own := dict
       "deployment" (include "slipway.deployment" .)
       "managedBy" "slipway"
