@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.charts.crds import CRDS_VARIABLE, CustomKind, admit, crds_folder, custom_kinds, read_crds
+from tests.charts.crds import CRDS_VARIABLE, CustomKind, admit, custom_kinds, read_crds
 
 CONTAINER_PORT = {
     "type": "object",
@@ -74,16 +73,6 @@ def crane() -> CustomKind:
 def of(**spec: Any) -> dict[str, Any]:
     """A crane in a yard."""
     return {"apiVersion": "yard.example/v1", "kind": "Crane", "metadata": {"name": "c"}, "spec": {"yard": "north", **spec}}
-
-
-@pytest.fixture(scope="module")
-def kuberay() -> dict[tuple[str, str], CustomKind]:
-    """KubeRay's kinds; skipped without their definitions, but not in CI, which has them."""
-    folder = crds_folder()
-    if folder is None and not os.environ.get("CI"):
-        pytest.skip(f"no KubeRay definitions: set {CRDS_VARIABLE} to a folder of them")
-    assert folder, f"CI needs KubeRay's definitions: set {CRDS_VARIABLE} to a folder of them"
-    return custom_kinds(read_crds(folder))
 
 
 def rayjob(**spec: Any) -> dict[str, Any]:
