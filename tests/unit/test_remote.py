@@ -219,6 +219,8 @@ def test_rows_and_models_of_the_driver_s_machine_travel_with_the_job(store: Arti
 
 def test_programs_of_one_step_have_names_and_orders_of_their_own(store: ArtifactStore, home: Path) -> None:
     output = home / "staging/prove-3/output"
-    shipments = [Shipment(store, home, "m", Job(output_dir=folder)) for folder in (output, output / "training", output / "openvino-int8")]
-    assert [each.name for each in shipments] == ["slipway-prove-3", "slipway-prove-3-training", "slipway-prove-3-openvino-int8"]
-    assert len({each.order for each in shipments}) == 3
+    programs = [("train", output), ("score", output / "training"), ("score", output / "int8"), ("ask", output / "int8")]
+    shipments = [Shipment(store, home, module, Job(output_dir=folder)) for module, folder in programs]
+    names = ["slipway-prove-3", "slipway-prove-3-training-score", "slipway-prove-3-int8-score", "slipway-prove-3-int8-ask"]
+    assert [each.name for each in shipments] == names
+    assert len({each.order for each in shipments}) == len(programs)
