@@ -149,17 +149,20 @@ def run(
 
 
 def _taken_up(mlflow: MlflowClient, run_id: str | None) -> str | None:
-    """The run, running again; None where the store has it no more."""
+    """The run, running again; None where the store has it no more, or only as a deleted one."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
         return None
     try:
-        mlflow.update_run(run_id, status="RUNNING")
+        found = mlflow.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+    if found.info.lifecycle_stage != "active":
+        return None
+    mlflow.update_run(run_id, status="RUNNING")
     return run_id
 
 

@@ -18,7 +18,7 @@ from pipelines.executors.ray_jobs_api import RUNNING, RayJob, RayJobs, last_line
 from pipelines.executors.shipping import Shipment
 
 TICK_S = 0.25
-ASK_S = 1.0
+ASK_S = 0.5
 LOG_S = 5.0
 MAX_LOST = 2
 STOP_WAIT_S = "25"  # seconds a job that is stopped has for its checkpoint before Ray kills it; Ray's default is 3
