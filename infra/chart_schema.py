@@ -61,6 +61,11 @@ def values_of(model: type[BaseModel], prefix: str = "", instance: BaseModel | No
         path = f"{prefix}{field.alias or name}"
         text = " ".join((field.description or "").split()).replace("|", "\\|")
         content = getattr(instance, name) if instance is not None else _default(field)
+        if isinstance(content, dict) and content and all(isinstance(part, BaseModel) for part in content.values()):
+            yield Value(path, _kind(field.annotation), ", ".join(f"`{key}`" for key in content), text)
+            for key, part in content.items():
+                yield from values_of(type(part), f"{path}.{key}.", part)
+            continue
         if not isinstance(content, BaseModel):
             yield Value(path, _kind(field.annotation), _shown(content), text)
         seen: set[str] = set()
@@ -102,6 +107,11 @@ def _yaml_lines(value: BaseModel, depth: int) -> Iterator[str]:
         if isinstance(content, BaseModel):
             yield f"{margin}{key}:"
             yield from _yaml_lines(content, depth + 1)
+        elif isinstance(content, dict) and content and all(isinstance(part, BaseModel) for part in content.values()):
+            yield f"{margin}{key}:"
+            for part_key, part in content.items():
+                yield f"{margin}  {part_key}:"
+                yield from _yaml_lines(part, depth + 2)
         elif content is None:
             yield f"{margin}# {key}:"
         else:

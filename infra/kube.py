@@ -252,6 +252,14 @@ class ArtifactStore(KubeModel):
     existing_claim: OptionalName = ""
     """PersistentVolumeClaim, shared by all nodes, that is mounted at a `file://` URL's path."""
 
+    @model_validator(mode="after")
+    def _volume_has_a_path(self) -> Self:
+        if self.url.startswith("file:") != bool(self.existing_claim):
+            raise ValueError(
+                f"url {self.url!r} with existingClaim {self.existing_claim!r}: a file:///PATH needs a shared volume, others none."
+            )
+        return self
+
 
 class Tracking(KubeModel):
     """The MLflow server."""

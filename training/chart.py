@@ -18,6 +18,7 @@ from infra.kube import (
     Resources,
     Scheduling,
     ServiceAccount,
+    Toleration,
     Tracking,
 )
 from infra.kube_volumes import MountedClaim, Storage
@@ -44,6 +45,13 @@ class WorkerPod(RayPod):
     """Workers of Ray Train in one pod, such as one a GPU; `rayJob.numWorkers` over this is the number of pods."""
 
 
+class EnginePod(RayPod):
+    """A pod in which a candidate answers, as the server that would serve it does."""
+
+    image: Image
+    """Image with this engine."""
+
+
 class Home(Storage):
     """Volume of the driver's home: the runs, and artifacts that it need not fetch from the store again."""
 
@@ -62,6 +70,8 @@ class RayJob(KubeModel):
     """The program."""
     job: str = Field("", pattern=f"{PATH_PATTERN}|^$")
     """Its configuration's path in the store, such as `staging/train-0123456789abcdef/config.json`."""
+    engine: str = Field("", pattern=r"^[a-z0-9_]*$")
+    """Engine that the program opens, a key of `engines`; empty means none."""
     num_workers: Workers | None = None
     """Workers of Ray Train, a number or `[min, max]`; absent means a program of one process, which gets a pod alone (`solo`)."""
     submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"
@@ -116,6 +126,17 @@ class Pipeline(Scheduling):
     """More arguments of `slipway run`, such as `--set train.epochs=1`."""
 
 
+def _engines() -> dict[str, EnginePod]:
+    gpu = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    cpu_only = Resources(requests={"cpu": 4, "memory": "8Gi"}, limits={"cpu": 4, "memory": "8Gi"})
+    with_gpu = Resources(requests={"cpu": 4, "memory": "24Gi"}, limits={"cpu": 4, "memory": "24Gi", "nvidia.com/gpu": 1})
+    return {
+        "openvino": EnginePod(image=Image(repository="slipway-serve-cpu"), resources=cpu_only),
+        "torch": EnginePod(image=Image(repository="slipway-train"), resources=cpu_only),
+        "vllm": EnginePod(image=Image(repository="slipway-serve-gpu"), resources=with_gpu, tolerations=[gpu]),
+    }
+
+
 class TrainingChart(ChartValues):
     """The values of helm/training."""
 
@@ -137,6 +158,8 @@ class TrainingChart(ChartValues):
     workers: WorkerPod = WorkerPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     solo: RayPod = RayPod(resources=Resources(requests={"cpu": 4, "memory": "16Gi"}, limits={"memory": "16Gi"}))
     """The one pod of a program that is one process: merge, quantize, answers."""
+    engines: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EnginePod] = Field(default_factory=_engines)
+    """The one pod of a program that opens an engine, by the engine's name."""
     ray_token: bool = True
     """Whether Ray asks for a token, which KubeRay makes, before it lets anyone run code or see its dashboard."""
     ray_job: RayJob = RayJob()
@@ -147,10 +170,12 @@ class TrainingChart(ChartValues):
         problems = []
         if self.ray_job.enabled and not self.ray_job.job:
             problems.append("rayJob.enabled needs rayJob.job, the path of a configuration in the store.")
+        if self.ray_job.engine and self.ray_job.engine not in self.engines:
+            problems.append(f"rayJob.engine {self.ray_job.engine!r} is none of engines: {', '.join(self.engines)}.")
+        if (self.pipeline.enabled or self.pipeline.schedule) and not self.tracking.uri:
+            problems.append("tracking.uri is empty, and runs and models would end with the driver's pod. Name an MLflow server.")
         if (self.ray_job.enabled or self.pipeline.enabled or self.pipeline.schedule) and not self.store.url:
             problems.append("store.url is empty. Artifacts travel by it: give a URL, such as s3://bucket/slipway.")
-        if self.store.url.startswith("file://") and not self.store.existing_claim:
-            problems.append(f"store.url {self.store.url!r} is a path of each pod's own. Name a shared volume in store.existingClaim.")
         if problems:
             raise ValueError(" ".join(problems))
         return self

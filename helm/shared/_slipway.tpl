@@ -152,6 +152,13 @@ runtimeClassName: {{ . | quote }}
 
 {{- /* Mounts of a store that is a volume, and of the values' own volumes. */ -}}
 {{- define "slipway.mounts" -}}
+{{- $isFile := hasPrefix "file:///" .Values.store.url -}}
+{{- if and .Values.store.existingClaim (not $isFile) -}}
+{{- fail (printf "store.existingClaim is mounted at the path of a file:// URL, and store.url is %q: write file:///PATH there, or leave the claim out" .Values.store.url) -}}
+{{- end -}}
+{{- if and (hasPrefix "file:" .Values.store.url) (not .Values.store.existingClaim) -}}
+{{- fail (printf "store.url %q is a path of each pod's own: name a volume that all share in store.existingClaim" .Values.store.url) -}}
+{{- end -}}
 {{- if .Values.store.existingClaim }}
 - name: store
   mountPath: {{ trimPrefix "file://" .Values.store.url | quote }}
@@ -283,4 +290,31 @@ spec:
             value: /
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* Volume with a word to Kubernetes, which one container of a pod mounts, as what runs in the others gets none. */ -}}
+{{- define "slipway.kubernetesToken" -}}
+- name: kubernetes-token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken:
+          expirationSeconds: 3600
+          path: token
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end -}}
+
+{{- define "slipway.kubernetesTokenMount" -}}
+- name: kubernetes-token
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
 {{- end -}}

@@ -80,12 +80,23 @@ DATABASE = {
 UPGRADE = {"autoscaler": {"enabled": True}, "upgrade": {"type": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "istio"}}
 INGRESS = {"ingress": {"enabled": True, "host": "mlflow.example.com", "tlsSecret": "mlflow-tls"}}
 
+WITH_ALL = {
+    "env": [{"name": "HF_HOME", "value": "/cache"}, {"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
+    "volumes": [{"claim": "datasets", "path": "/data"}, {"claim": "hub-cache", "path": "/cache", "readOnly": False}],
+    "home": {"enabled": True},
+    "imagePullSecrets": ["registry"],
+    "labels": {"team": "a"},
+    "security": {"setIds": False},
+    "networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]},
+}
+
 CASES: tuple[Case, ...] = (
     Case("training", "pipeline", over(PIPELINE, {"store": STORE}), only=ELSEWHERE, later=STEP),
     Case("training", "pipeline on a volume", PIPELINE, only=("laptop",), later=STEP),
     Case("training", "schedule and monitor", over(PIPELINE, SCHEDULE, {"store": STORE}), only=ELSEWHERE, later=STEP),
     Case("training", "one process", {"rayJob": JOB}, only=("laptop",)),
     Case("training", "workers", {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8], "queueName": "team-a"}}, only=ELSEWHERE),
+    Case("training", "elastic", over(WITH_ALL, {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8]}}), only=ELSEWHERE),
     Case(
         "training",
         "all at once",

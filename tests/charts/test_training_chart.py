@@ -23,7 +23,12 @@ SPEC = {
     "dataset": {"type": "files", "train": ["/data/train.jsonl", {"path": "hf:owner/rows", "weight": 0.25}]},
     "train": {"learning_rate": 0.00002, "max_steps": 40_000_000, "num_workers": [1, 4]},
 }
-PIPELINE = {"store": STORE, "config": SPEC, "pipeline": {"enabled": True, "schedule": "0 3 * * *"}}
+PIPELINE = {
+    "store": STORE,
+    "tracking": {"uri": "http://mlflow:5000"},
+    "config": SPEC,
+    "pipeline": {"enabled": True, "schedule": "0 3 * * *"},
+}
 
 
 def job_values(**changes: Any) -> dict[str, Any]:
@@ -42,8 +47,27 @@ def test_rayjob_with_a_range_of_workers_has_pods_for_the_most_and_keeps_the_leas
     """Three to twenty workers at eight a pod are one to three pods; the head takes none of them."""
     cluster = cluster_of(job_values(rayJob={"numWorkers": [3, 20]}, workers={"workersPerPod": 8}))
     (group,) = cluster["workerGroupSpecs"]
-    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 3, 3)
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 1, 3)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert cluster["enableInTreeAutoscaling"] is True
+
+
+def test_rayjob_with_a_range_of_workers_gives_the_autoscaler_alone_a_word_to_kubernetes() -> None:
+    """What users train runs beside it in the head's pod."""
+    cluster = cluster_of(job_values(rayJob={"numWorkers": [1, 4]}))
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    (volume,) = (each["name"] for each in pod["volumes"] if "projected" in each)
+    assert pod["automountServiceAccountToken"] is False
+    assert volume in [mount["name"] for mount in cluster["autoscalerOptions"]["volumeMounts"]]
+    assert volume not in [mount["name"] for mount in pod["containers"][0]["volumeMounts"]]
+
+
+@pytest.mark.parametrize("changes", [{"numWorkers": 3}, {"numWorkers": [3, 3]}, {"numWorkers": [1, 3], "queueName": "team"}])
+def test_rayjob_with_one_number_of_workers_or_a_queue_asks_for_all_at_once(changes: dict[str, Any]) -> None:
+    """Kueue admits what a job asks for at its start; KubeRay's autoscaler would change that later."""
+    cluster = cluster_of(job_values(rayJob=changes))
+    assert cluster["workerGroupSpecs"][0]["replicas"] == 3
+    assert "enableInTreeAutoscaling" not in cluster
 
 
 def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
@@ -53,6 +77,17 @@ def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
     assert "workerGroupSpecs" not in cluster
     assert "num-cpus" not in head["rayStartParams"]
     assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": 1}
+
+
+def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
+    """The training image holds no engine, and answers must come from the one that will serve."""
+    values = job_values(rayJob={"engine": "vllm", "module": "serving.predict"}, engines={"vllm": {"image": {"tag": "9"}}})
+    job = only(render("training", values, name="nightly"), "RayJob")["spec"]
+    pods = list(pod_templates(job))
+    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"slipway-serve-gpu:9"}
+    assert head["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "workerGroupSpecs" not in job["rayClusterSpec"]
 
 
 def test_rayjob_with_a_queue_carries_the_labels_of_kueue() -> None:
@@ -169,9 +204,14 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
     [
         ({"store": STORE, "pipeline": {"enabled": True}}, "config is empty"),
         ({"config": SPEC, "pipeline": {"schedule": "@daily"}}, r"needs store\.url"),
+        ({"config": SPEC, "store": STORE, "pipeline": {"enabled": True}}, r"needs tracking\.uri"),
+        (job_values(rayJob={"engine": "llama"}), "'llama' is none of engines: openvino, torch, vllm".replace("'", '"')),
+        (job_values(rayJob={"engine": "vllm", "numWorkers": 2}), "one pod alone"),
         ({"store": STORE, "rayJob": {"enabled": True}}, r"needs rayJob\.job"),
         (job_values(store={}), r"needs store\.url"),
         (job_values(rayJob={"numWorkers": [4, 2]}), "larger number first"),
+        (job_values(store={**STORE, "existingClaim": "shared"}), r"store\.existingClaim is mounted"),
+        (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
@@ -200,6 +240,7 @@ def test_release_name_that_no_object_can_bear_is_refused(name: str) -> None:
     [
         {"pipeline": {"enabled": True}, "store": STORE},
         {"rayJob": {"enabled": True}, "store": STORE},
+        {"rayJob": {"engine": "llama"}},
         {"store": {"url": "file:///mnt/x"}},
         {"workers": {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1G"}}}},
         {"image": {"tag": "latest"}},

@@ -68,19 +68,34 @@ def element_of(item: Any, schema: Schema) -> str:
 def paths_of(value: Any, schema: Schema, at: Path = ()) -> set[Path]:
     """The paths that someone who sends `value` owns. Raises ValueError where a list has the same item twice."""
     if isinstance(value, dict) and is_granular(schema):
-        found = {path for key, below in value.items() for path in paths_of(below, child_schema(schema, key), (*at, f"f:{key}"))}
-        return {path for path in found or {at} if path not in UNOWNED and path != ()}
+        return _paths_of_fields(value, schema, at) - UNOWNED
     if isinstance(value, list) and list_type(schema) in ("map", "set"):
-        found = {at} if not value else set()
-        for item in value:
-            path = (*at, element_of(item, schema))
-            if path in found:
-                raise ValueError(f"duplicate entries for key {path[-1][2:]}")
-            found.add(path)
-            if list_type(schema) == "map":
-                found |= paths_of(item, schema.get("items", {}), path)
-        return found
+        return _paths_of_items(value, schema, at)
     return {at}
+
+
+def _paths_of_fields(value: dict[str, Any], schema: Schema, at: Path) -> set[Path]:
+    found: set[Path] = set()
+    for key, below in value.items():
+        path = (*at, f"f:{key}")
+        # An entry of a map, unlike a field that the schema names, is there or not by itself.
+        if below in (None, {}) or key not in schema.get("properties", {}):
+            found.add(path)
+        if below != {}:
+            found |= paths_of(below, child_schema(schema, key), path)
+    return found
+
+
+def _paths_of_items(value: list[Any], schema: Schema, at: Path) -> set[Path]:
+    found: set[Path] = set()
+    for item in value:
+        path = (*at, element_of(item, schema))
+        if path in found:
+            raise ValueError(f"{shown(at)}: duplicate entries for key {shown(path[-1:])}")
+        found.add(path)
+        if list_type(schema) == "map":
+            found |= paths_of(item, schema.get("items", {}), path)
+    return found
 
 
 def value_at(value: Any, schema: Schema, path: Path) -> Any:
@@ -115,25 +130,31 @@ def merged(live: Any, sent: Any, schema: Schema) -> Any:
     return copy.deepcopy(sent)
 
 
-def remove(value: Any, schema: Schema, paths: Iterable[Path]) -> None:
-    """Takes the paths out of `value`, and what becomes empty by it."""
-    for path in sorted(paths, key=len, reverse=True):
+def remove(value: Any, schema: Schema, paths: set[Path], kept: set[Path]) -> None:
+    """Takes the paths out of `value`, and what becomes empty by it, but for what is `kept`."""
+    for path in sorted(paths):
+        if any(path[:length] in paths for length in range(1, len(path))):
+            continue  # what it lies in goes as a whole
         holders = [(value, schema)]
         for element in path[:-1]:
             holders.append(_step(*holders[-1], element))
-            if holders[-1][0] is ABSENT:
-                break
-        else:
-            _remove_last(holders, path)
+        if all(holder is not ABSENT for holder, _ in holders) and not _is_key(path):
+            _remove_last(holders, path, kept)
 
 
-def _remove_last(holders: list[tuple[Any, Schema]], path: Path) -> None:
-    for (holder, schema), element in zip(reversed(holders), reversed(path), strict=True):
+def _is_key(path: Path) -> bool:
+    """Whether a path is that by which its item is named, without which the item could not stay."""
+    return len(path) > 1 and path[-2].startswith("k:") and path[-1][2:] in json.loads(path[-2][2:])
+
+
+def _remove_last(holders: list[tuple[Any, Schema]], path: Path, kept: set[Path]) -> None:
+    for length in range(len(path), 0, -1):
+        (holder, schema), element = holders[length - 1], path[length - 1]
         if element.startswith("f:") and isinstance(holder, dict):
             holder.pop(element[2:], None)
         elif isinstance(holder, list):
             holder[:] = [item for item in holder if element_of(item, schema) != element]
-        if holder:
+        if holder or path[: length - 1] in kept:
             return
 
 
@@ -160,3 +181,16 @@ def decode(fields: Mapping[str, Any], at: Path = ()) -> set[Path]:
     """The paths of a `fieldsV1`."""
     found = {at} if at and (not fields or "." in fields) else set()
     return found | {path for element, below in fields.items() if element != "." for path in decode(below, (*at, element))}
+
+
+def shown(path: Path) -> str:
+    """A path as messages have it: `.spec.containers[name="a"].image`."""
+    text = ""
+    for element in path:
+        if element.startswith("f:"):
+            text += f".{element[2:]}"
+        elif element.startswith("v:"):
+            text += f"[={element[2:]}]"
+        else:
+            text += "[" + ",".join(f"{key}={json.dumps(value)}" for key, value in json.loads(element[2:]).items()) + "]"
+    return text

@@ -136,7 +136,8 @@ def _expanded(name: str) -> Schema:
         return FREE_FORM
     if name in INT_OR_STRING:
         return {"x-kubernetes-int-or-string": True}
-    return _structural(definitions()[name])
+    found: Schema = _structural(definitions()[name])
+    return found
 
 
 def _structural(node: Any) -> Any:

@@ -98,8 +98,7 @@ class Objects:
     def replace(self, kind: Kind, name: Name, sent: Object, how: Write) -> Object:
         """The object as sent. Raises Fault where it is not there, or was changed since the version that was sent."""
         item = self._read(kind, name[0], sent)
-        if item["metadata"].get("name") != name[1]:
-            raise bad_request(f"the name of the object ({item['metadata'].get('name')}) does not match the name on the URL ({name[1]})")
+        _require_name(item, name[1])
         with self.store.changed:
             live = self.get(kind, name)
             if kind.is_custom and not item["metadata"].get("resourceVersion"):
@@ -126,6 +125,7 @@ class Objects:
         """The object after a server-side apply, and whether it is new. Raises Fault for a clash of owners."""
         item = self._read(kind, name[0], sent)
         item["metadata"].setdefault("name", name[1])
+        _require_name(item, name[1])
         if item["metadata"].pop("managedFields", None):
             raise bad_request("metadata.managedFields must be nil")
         if (kind.has_status and not how.subresource) or how.subresource:
@@ -264,6 +264,12 @@ class Objects:
 def as_kind(item: Object, kind: Kind) -> Object:
     """The object as one of this version."""
     return {**item, "apiVersion": kind.api_version, "kind": kind.kind}
+
+
+def _require_name(item: Object, name: str) -> None:
+    found = item["metadata"].get("name")
+    if found != name:
+        raise bad_request(f"the name of the object ({found}) does not match the name on the URL ({name})")
 
 
 def now() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,7 +48,12 @@ def write(live: dict[str, Any], managers: dict[Manager, Entry], kind: Kind) -> N
     for manager, entry in managers.items():
         if not entry.paths:
             continue
-        shown = {"manager": manager.name, "operation": manager.operation, "apiVersion": kind.api_version, "time": entry.time}
+        shown: dict[str, Any] = {
+            "manager": manager.name,
+            "operation": manager.operation,
+            "apiVersion": kind.api_version,
+            "time": entry.time,
+        }
         shown |= {"fieldsType": "FieldsV1", "fieldsV1": fields.encode(entry.paths)}
         entries.append(shown | ({"subresource": manager.subresource} if manager.subresource else {}))
     live["metadata"]["managedFields"] = entries
@@ -68,7 +71,8 @@ def applied(
     result = fields.merged(live, sent, schema)
     before = managers.pop(manager, Entry(set(), now))
     others = {path for entry in managers.values() for path in entry.paths}
-    fields.remove(result, schema, fields.with_parents(before.paths) - fields.with_parents(mine) - fields.with_parents(others))
+    kept = fields.with_parents(mine | others)
+    fields.remove(result, schema, fields.with_parents(before.paths) - kept, kept)
     clashes = {other: _changed(live, result, schema, entry.paths) for other, entry in managers.items()}
     if not force and any(clashes.values()):
         raise _clash(clashes, kind)
@@ -83,11 +87,8 @@ def applied(
 def updated(live: dict[str, Any], result: dict[str, Any], kind: Kind, manager: Manager, now: str) -> dict[Manager, Entry]:
     """The managers after a write that is no apply; `live` has no more than its metadata where the object is new."""
     managers = read(live)
-    changed = {
-        path
-        for path in fields.paths_of(result, kind.schema)
-        if fields.value_at(live, kind.schema, path) is ABSENT or _changed(live, result, kind.schema, {path})
-    }
+    paths = fields.paths_of(result, kind.schema)
+    changed = {path for path in paths if fields.value_at(live, kind.schema, path) is ABSENT} | _changed(live, result, kind.schema, paths)
     for entry in managers.values():
         entry.paths -= changed
     _forget_removed(managers, result, kind.schema)
@@ -100,7 +101,8 @@ def updated(live: dict[str, Any], result: dict[str, Any], kind: Kind, manager: M
 def _changed(live: dict[str, Any], result: dict[str, Any], schema: Schema, paths: set[Path]) -> set[Path]:
     """Those of the paths that are still there with another value; an item of a list is there or not, its fields have paths of their own."""
     found = set()
-    for path in paths:
+    holders = {path[:length] for path in paths for length in range(1, len(path))}
+    for path in paths - holders:
         new = fields.value_at(result, schema, path)
         if path[-1].startswith("f:") and new is not ABSENT and new != fields.value_at(live, schema, path):
             found.add(path)
@@ -114,7 +116,11 @@ def _forget_removed(managers: dict[Manager, Entry], result: dict[str, Any], sche
 
 def _clash(clashes: dict[Manager, set[Path]], kind: Kind) -> Fault:
     causes = [
-        {"reason": "FieldManagerConflict", "message": f"conflict with {manager.shown} using {kind.api_version}", "field": shown_path(path)}
+        {
+            "reason": "FieldManagerConflict",
+            "message": f"conflict with {manager.shown} using {kind.api_version}",
+            "field": fields.shown(path),
+        }
         for manager, paths in clashes.items()
         for path in sorted(paths)
     ]
@@ -135,23 +141,3 @@ def refuse_unknown(kind: Kind, sent: dict[str, Any], unknown: list[str]) -> None
     if unknown:
         listed = "\n".join(f"  .{path}: field not declared in schema" for path in unknown)
         raise _untyped(kind, sent, f".{unknown[0]}: field not declared in schema" if len(unknown) == 1 else "errors:\n" + listed)
-
-
-def shown_path(path: Path) -> str:
-    """A path as a conflict shows it: `.spec.containers[name="a"].image`."""
-    shown = ""
-    for element in path:
-        if element.startswith("f:"):
-            shown += f".{element[2:]}"
-        elif element.startswith("v:"):
-            shown += f"[={element[2:]}]"
-        else:
-            shown += "[" + ",".join(f"{key}={json.dumps(value)}" for key, value in json.loads(element[2:]).items()) + "]"
-    return shown
-
-
-def without_managers(live: dict[str, Any]) -> dict[str, Any]:
-    """A copy of an object without its managers."""
-    result = copy.deepcopy(live)
-    result["metadata"].pop("managedFields", None)
-    return result

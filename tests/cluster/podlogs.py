@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 Line = tuple[str, str]
-FOLLOW_POLL_S = 0.5
+FOLLOW_POLL_S = 0.1
 
 
 class PodLogs:

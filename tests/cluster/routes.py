@@ -65,6 +65,8 @@ class Target:
 
 def answer(server: Server, request: Request) -> Reply:
     """The answer to a request. Raises Fault."""
+    if any(request.path.startswith(f"/apis/{version}") for version in server.kinds_away):
+        raise Fault(503, "ServiceUnavailable", "the server is currently unable to handle the request")
     found = discovery.answer(server.objects.kinds, request.path) if request.method == "GET" else None
     if found is not None:
         return Reply(200, found)

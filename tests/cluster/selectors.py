@@ -49,6 +49,6 @@ def _field_test(part: str) -> Test:
     def test(item: Any) -> bool:
         for key in path:
             item = (item or {}).get(key)
-        return (item == value) == is_equal
+        return bool((item == value) == is_equal)
 
     return test

@@ -44,6 +44,8 @@ class Server(ThreadingHTTPServer):
         """Every request, `METHOD path?query status`."""
         self.crashes: list[str] = []
         """Tracebacks of requests that the server itself could not take: a test that ends with one has found a fault of the server."""
+        self.kinds_away: set[str] = set()
+        """API versions that answer 503, as one does whose own server is away, such as that of metrics."""
         self._faults: list[Fault] = []
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -179,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Server]:
     """A server that runs until the end of the block."""
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="apiserver", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="apiserver", daemon=True)
     thread.start()
     try:
         yield server

@@ -25,8 +25,14 @@
 /opt/venv/bin/python -m infra.remote --store {{ .Values.store.url }} --job {{ .Values.rayJob.job }} --module {{ .Values.rayJob.module }}
 {{- end -}}
 
-{{- /* A pod of Ray: dict "root" $ "pod" .Values.workers "component" "ray-worker". KubeRay adds the command, RAY_ADDRESS, probes that suit
-       Ray's version, /dev/shm, and the wait for the head with a copy of our security context, environment and mounts. */ -}}
+{{- /* Whether Ray's autoscaler asks for pods: not empty. Kueue counts what a job asks for at its start, so there all are asked for then. */ -}}
+{{- define "training.isElastic" -}}
+{{- $workers := .Values.rayJob.numWorkers -}}
+{{- if and (kindIs "slice" $workers) (not .Values.rayJob.queueName) }}{{ if lt (int64 (first $workers)) (int64 (last $workers)) }}yes{{ end }}{{ end -}}
+{{- end -}}
+
+{{- /* A pod of Ray: dict "root" $ "image" .Values.image "pod" .Values.workers "component" "ray-worker". KubeRay adds the command, RAY_ADDRESS, /dev/shm, and the
+       wait for the head, with a copy of our security context, environment and mounts. */ -}}
 {{- define "training.rayPod" -}}
 metadata:
   labels:
@@ -43,8 +49,8 @@ spec:
   terminationGracePeriodSeconds: 120
   containers:
     - name: {{ .component | quote }}
-      image: {{ include "slipway.image" (dict "root" .root "image" .root.Values.image) | quote }}
-      imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+      image: {{ include "slipway.image" (dict "root" .root "image" .image) | quote }}
+      imagePullPolicy: {{ .image.pullPolicy }}
       securityContext:
         {{- include "slipway.containerSecurity" .root | nindent 8 }}
       env:
@@ -69,6 +75,23 @@ spec:
         {{- end }}
         - name: metrics
           containerPort: 8080
+      # Training takes all cores, so Ray may be slow to answer, and to start the pod again for that would cost the steps since a checkpoint.
+      livenessProbe:
+        httpGet:
+          path: /api/local_raylet_healthz
+          port: 52365
+        initialDelaySeconds: 30
+        periodSeconds: 10
+        timeoutSeconds: 10
+        failureThreshold: 30
+      readinessProbe:
+        httpGet:
+          path: {{ ternary "/api/gcs_healthz" "/api/local_raylet_healthz" (eq .component "ray-head") }}
+          port: {{ ternary 8265 52365 (eq .component "ray-head") }}
+        initialDelaySeconds: 5
+        periodSeconds: 5
+        timeoutSeconds: 5
+        failureThreshold: 12
       volumeMounts:
         - name: home
           mountPath: /var/lib/slipway
@@ -82,6 +105,9 @@ spec:
     - name: tmp
       emptyDir: {}
     {{- with include "slipway.volumes" .root }}{{ . | trim | nindent 4 }}{{- end }}
+    {{- if and (eq .component "ray-head") (include "training.isElastic" .root) }}
+    {{- include "slipway.kubernetesToken" .root | nindent 4 }}
+    {{- end }}
 {{- end -}}
 
 {{- /* The driver's pod, as a Job and a CronJob run it. */ -}}
@@ -178,7 +204,7 @@ podFailurePolicy:
 {{- /* Values of this chart with which the executor renders one RayJob: it adds rayJob.enabled, name, module, job and numWorkers. What a
        release has once, such as its accounts, is not made again. */ -}}
 {{- define "training.executorValues" -}}
-{{- $kept := pick .Values "annotations" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "rayToken" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
+{{- $kept := pick .Values "annotations" "engines" "env" "head" "image" "imagePullSecrets" "labels" "nameOverride" "rayJob" "rayToken" "scratch" "security" "solo" "store" "tracking" "volumes" "workers" -}}
 {{- $own := dict
       "deployment" (include "slipway.deployment" .)
       "managedBy" "slipway"
