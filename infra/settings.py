@@ -50,7 +50,8 @@ class Settings(Config):
     ray_jobs_address: str = RAY_JOBS_ADDRESS
     """Ray's Jobs API for `--executor ray` (`RAY_API_SERVER_ADDRESS`, as for Ray's own commands)."""
     ray_token: SecretStr | None = None
-    """Key of a Ray cluster that asks for one (`RAY_AUTH_TOKEN`)."""
+    """Key of a Ray cluster that asks for one, from where Ray's own commands take it: `RAY_AUTH_TOKEN`, the file that
+    `RAY_AUTH_TOKEN_PATH` names, `~/.ray/auth_token`."""
 
     @property
     def artifacts_dir(self) -> Path:
@@ -112,13 +113,21 @@ def load_settings(executor: str | None = None) -> Settings:
         store=store or None,
         executor=cast(ExecutorName, executor),
         ray_jobs_address=(os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_JOBS_ADDRESS).rstrip("/"),
-        ray_token=SecretStr(token) if (token := os.environ.get("RAY_AUTH_TOKEN")) else None,
+        ray_token=_ray_token(),
     )
 
 
 def kubeconfig_files() -> str:
     """Where clusters are described, as the kubectl of this environment finds it: one file, or several with the path separator between."""
     return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
+def _ray_token() -> SecretStr | None:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not token and file.is_file():
+        token = file.read_text(encoding="utf-8").strip()
+    return SecretStr(token) if token else None
 
 
 def traces_are_wanted() -> bool:

@@ -18,10 +18,12 @@ import psutil
 from infra.network import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 120.0
+TOKEN = "0123456789abcdef" * 4
 STORE_BYTES = 80 << 20
 # A lost node is noticed within two seconds, not in fifteen.
 WATCHING = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+ACCESS = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 
 @dataclass
@@ -66,7 +68,7 @@ class RayNodes:
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}", "--num-gpus=0"]
         ports = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
         command += [f"--{name}-port={free_port()}" for name in ports]
-        environment = {**os.environ, **self.variables, "SLIPWAY_HOME": str(home), "RAY_ENABLE_AUTO_CONNECT": "0"}
+        environment = {**os.environ, **self.variables, "SLIPWAY_HOME": str(home), **ACCESS}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment["PYTHONPATH"] = os.pathsep.join([str(self.folder / "programs"), str(REPOSITORY)])
         for name in ("RAY_ADDRESS", "SLIPWAY_EXECUTOR"):
@@ -82,7 +84,8 @@ class RayNodes:
         while True:
             assert self.nodes[-1].process.poll() is None, (self.nodes[-1].home.parent / "ray.log").read_text()
             try:
-                with urllib.request.urlopen(f"{self.jobs_address}/nodes?view=summary", timeout=5) as response:
+                request = urllib.request.Request(f"{self.jobs_address}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"})
+                with urllib.request.urlopen(request, timeout=5) as response:
                     found = json.load(response)["data"]["summary"]
                 if sum(node["raylet"].get("state") == "ALIVE" for node in found) >= num_alive:
                     return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from infra.artifact_store import open_store
 from infra.config import Config
@@ -20,12 +21,11 @@ from infra.provenance import Provenance
 from infra.settings import Settings
 from pipelines import runner
 from pipelines.display import Display
-from pipelines.executors.ray_job import RayExecutor
 from pipelines.executors.ray_jobs_api import RayJobs
 from pipelines.step import Step, StepContext
 from tests.conftest import wait_for
 from tests.jobs_api import JobsApi, jobs_api
-from tests.ray_nodes import REPOSITORY, RayNodes, ray_nodes
+from tests.ray_nodes import REPOSITORY, TOKEN, RayNodes, ray_nodes
 
 PROGRAM = """
 import os, time
@@ -137,9 +137,6 @@ class Cluster:
     def store_url(self) -> str:
         return (self.folder / "store").as_uri()
 
-    def executor(self, home: Path) -> RayExecutor:
-        return RayExecutor(RayJobs(self.address, patience_s=5), open_store(self.store_url), home)
-
     def marks(self, name: str) -> Path:
         """A folder that every program sees, by which it is counted and held."""
         folder = self.folder / "marks" / name
@@ -152,6 +149,7 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("jobs")
     write_program(folder)
     with jobs_api(folder) as api:
+        api.token = TOKEN
         yield Cluster(api.address, folder, api=api)
 
 
@@ -187,7 +185,8 @@ def make(home: Path, store_url: str, address: str, marks: Path, on_tick: object 
         Step("base", 1, "base", Text(text="a"), write_text),
         Step("merge", 1, "merged", Text(text=marks.name), count, needs={"base": "base"}),
     ]
-    settings = Settings(home=home, tracking_uri="sqlite:///unused", store=store_url, executor="ray", ray_jobs_address=address)
+    where = {"executor": "ray", "ray_jobs_address": address, "ray_token": SecretStr(TOKEN)}
+    settings = Settings(home=home, tracking_uri="sqlite:///unused", store=store_url, **where)  # type: ignore[arg-type]
     return runner.run(settings, steps, home / "runs/run", Provenance(), None, Watched(on_tick))
 
 
@@ -299,8 +298,6 @@ def test_job_whose_machine_is_lost_is_started_again(loopback: Cluster, tmp_path:
 
 
 def test_cluster_that_asks_for_a_key_or_does_not_answer_is_told_apart(loopback: Cluster, tmp_path: Path) -> None:
-    from pydantic import SecretStr
-
     with jobs_api(tmp_path / "api") as api:
         api.token = "right"
         assert RayJobs(api.address, SecretStr("right")).get("none") is None
