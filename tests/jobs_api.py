@@ -92,9 +92,6 @@ class JobsApi:
         if what == "stop":
             self.stop(name)
             return 200, {"stopped": True}
-        if method == "DELETE":
-            del self.jobs[name]
-            return 200, {"deleted": True}
         return 200, self.jobs[name].details()
 
 
@@ -117,7 +114,7 @@ def jobs_api(folder: Path) -> Iterator[JobsApi]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST = do_DELETE = _do
+        do_GET = do_POST = _do
 
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet."""
