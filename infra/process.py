@@ -78,7 +78,7 @@ class Job(Config):
     """Set by `infra.remote`, for programs that themselves use other machines; absent where the driver is on this one."""
 
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=Config)
 
 
 class Progress:
@@ -117,12 +117,13 @@ def run_program(
     arguments: list[str] | None = None,
     prepared: Callable[[J], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> NoReturn:
-    """Runs `program` on the job named by `--config FILE` and exits with the code its outcome has.
+    """Runs `program` on the job named by `--config FILE`, changed by each `--set a.b=value`, and exits with the code its outcome has.
 
     With `--draft FILE`, the job as far as it is known yet, what it needs is `prepared` while the config is still awaited.
     """
     parser = argparse.ArgumentParser(description=program.__doc__)
     parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="a value in place of the file's; may be repeated")
     parser.add_argument("--draft", type=Path, help=f"{model.__name__} to prepare for until the file of --config is there")
     parser.add_argument("--version", action="version", version=f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
     parser.add_argument("--parent-pid", type=int, help="stop when this process, which started us, is gone")
@@ -135,7 +136,7 @@ def run_program(
         with disk_full_as_known_error(), prepared(load(model, options.draft)) if options.draft else contextlib.nullcontext():
             while options.draft and not config_file.is_file():
                 time.sleep(DRAFT_POLL_S)
-            program(load(model, config_file))
+            program(load(model, config_file, options.set))
     except SlipwayError as error:
         print(error.message, file=sys.stderr)
         with contextlib.suppress(OSError):  # the disk may be full; the exit code still tells

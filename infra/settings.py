@@ -21,9 +21,12 @@ TRAINING_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
 }
 
-ExecutorName = Literal["local", "ray"]
+ExecutorName = Literal["local", "ray", "kubernetes"]
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 RAY_JOBS_ADDRESS = "http://127.0.0.1:8265"
+
+
+MIN_TOKEN_CHARS = 32
 
 
 class Settings(Config):
@@ -46,12 +49,15 @@ class Settings(Config):
     """Folder or bucket, by fsspec URL, where artifacts are for all machines to reach (`SLIPWAY_STORE`, for example `s3://bucket/slipway`);
     absent means that they stay on this machine."""
     executor: ExecutorName = "local"
-    """Where programs run (`SLIPWAY_EXECUTOR`, or `--executor`): as subprocesses, or as jobs of a Ray cluster."""
+    """Where programs run (`SLIPWAY_EXECUTOR`, or `--executor`): as subprocesses, as jobs of a Ray cluster, or as RayJobs on Kubernetes."""
     ray_jobs_address: str = RAY_JOBS_ADDRESS
     """Ray's Jobs API for `--executor ray` (`RAY_API_SERVER_ADDRESS`, as for Ray's own commands)."""
     ray_token: SecretStr | None = None
     """Key of a Ray cluster that asks for one, from where Ray's own commands take it: `RAY_AUTH_TOKEN`, the file that
     `RAY_AUTH_TOKEN_PATH` names, `~/.ray/auth_token`."""
+
+    kubernetes_values: Path | None = None
+    """Values of helm/training with which each RayJob is rendered (`SLIPWAY_KUBERNETES_VALUES`); absent means the chart's own."""
 
     @property
     def artifacts_dir(self) -> Path:
@@ -114,7 +120,47 @@ def load_settings(executor: str | None = None) -> Settings:
         executor=cast(ExecutorName, executor),
         ray_jobs_address=(os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_JOBS_ADDRESS).rstrip("/"),
         ray_token=_ray_token(),
+        kubernetes_values=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_KUBERNETES_VALUES")) else None,
     )
+
+
+class ClusterAddresses(Config):
+    """What gateways and replicas of a cluster must know of each other."""
+
+    gateways: tuple[tuple[str, int], ...]
+    """Where replicas make themselves known (`SLIPWAY_GATEWAYS`, `host:port`, several with commas): names, looked up again and again."""
+    front_token: SecretStr
+    """The secret by which they know each other (first line of the file that `SLIPWAY_FRONT_TOKEN_FILE` names)."""
+    wake_url: str | None = None
+    """Ray Serve's own address (`SLIPWAY_WAKE_URL`), for models that sleep while nobody asks; absent means that none does."""
+
+
+def load_cluster_addresses() -> ClusterAddresses:
+    """The addresses in this process's environment. Raises ConfigError where they are absent or of another form."""
+    token_file = os.environ.get("SLIPWAY_FRONT_TOKEN_FILE", "")
+    try:
+        token = Path(token_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"SLIPWAY_FRONT_TOKEN_FILE={token_file}: cannot be read ({error.strerror}). Name a file with the secret that gateways and "
+            "replicas share; `openssl rand -hex 32` makes one."
+        ) from error
+    if len(token) < MIN_TOKEN_CHARS:
+        raise ConfigError(
+            f"{token_file}: {len(token)} characters. A secret of at least {MIN_TOKEN_CHARS} is needed: `openssl rand -hex 32`."
+        )
+    return ClusterAddresses(
+        gateways=tuple(_host_and_port(text) for text in os.environ.get("SLIPWAY_GATEWAYS", "").split(",") if text),
+        front_token=SecretStr(token),
+        wake_url=os.environ.get("SLIPWAY_WAKE_URL") or None,
+    )
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.strip().rpartition(":")
+    if not (host and port.isdigit()):
+        raise ConfigError(f"SLIPWAY_GATEWAYS has {text!r}: the form is host:port, for example slipway-gateways:8001.")
+    return host.strip("[]"), int(port)
 
 
 def kubeconfig_files() -> str:

@@ -16,8 +16,10 @@ from infra.chart_schema import schema_text, values_table, values_text
 from infra.tracking_chart import Values as TrackingValues
 from pipelines.charts import CHARTS_DIR
 from pipelines.training_chart import Values as TrainingValues
+from serving.chart import Values as ServingValues
 
 MODELS: dict[str, tuple[type[BaseModel], str]] = {
+    "serving": (ServingValues, "serving/chart.py"),
     "tracking": (TrackingValues, "infra/tracking_chart.py"),
     "training": (TrainingValues, "pipelines/training_chart.py"),
 }

@@ -84,6 +84,16 @@ def parse_manifests(text: str) -> list[dict[str, Any]]:
     return [document for document in yaml.load_all(text, Loader=_LOADER) if document]
 
 
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers as one, each over those before it: mappings are joined, anything else is replaced."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            result[key] = layered(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return result
+
+
 def profiles(chart: Chart) -> list[str]:
     """Names of the chart's profiles, sorted."""
     return sorted(path.stem.removeprefix("values-") for path in (CHARTS_DIR / chart).glob("values-*.yaml"))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import stage_commands
+from pipelines import deploy_commands, stage_commands
+from pipelines.deploy_commands import Context, Kubeconfig, Namespace, On
 from pipelines.options import AsJson, Executor, KeyFile, Model, Overrides, Quiet, SpecPath
 
 app = typer.Typer(
@@ -83,6 +84,7 @@ def train(
 
 
 stage_commands.add_to(app)
+deploy_commands.add_to(app)
 
 
 @app.command()
@@ -154,14 +156,25 @@ def chat(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="Name of a registered model; absent: the server at --url.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a registered model, or with --target of a deployment; absent: --url.")] = None,
     url: Annotated[str, typer.Option(help="Where a model is served.")] = "http://127.0.0.1:8000",
     registered: Annotated[bool, typer.Option("--registered", help="All registered models, in place of a server.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again every second until Ctrl-C.")] = False,
+    target: On = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Namespace = None,
     json: AsJson = False,
 ) -> None:
-    """What a running server is doing; with NAME or --registered, registered models with their versions and aliases."""
-    if name is not None or registered:
+    """What a running server is doing; with NAME or --registered, registered models with their versions and aliases.
+
+    With --target kubernetes: the objects of the deployment NAME, a spec file's or by its own name, and how they are.
+    """
+    if target is not None:
+        from pipelines.deploy import commands as deploying
+
+        deploying.status(name, deploying.Place(kubeconfig, context, namespace), as_json=json)
+    elif name is not None or registered:
         from pipelines import commands
 
         commands.status(name, as_json=json)
@@ -226,11 +239,19 @@ def doctor(json: AsJson = False) -> None:
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale or soak")]) -> None:
+def bench(context: typer.Context, stack: Annotated[str, typer.Argument(help="train, serve, autoscale, curve or soak")]) -> None:
     """Measure a stack; further options go to `python -m training.bench`, `serving.bench` and so on; see --help there."""
     from pipelines import commands
 
     commands.bench(stack, context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def plan(context: typer.Context) -> int:
+    """Replicas, nodes and cost for --tokens-per-s X with first tokens within --ttft S, from measured curves; see --help there."""
+    from pipelines import commands
+
+    return commands.plan(context.args)
 
 
 def main() -> None:

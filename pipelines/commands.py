@@ -196,14 +196,26 @@ def doctor(as_json: bool) -> None:
 
 
 def bench(stack: str, arguments: list[str]) -> None:
-    """`slipway bench train|serve|autoscale|soak`: the stack's own benchmark, as a program."""
-    modules = {"train": "training.bench", "serve": "serving.bench", "autoscale": "serving.autoscaling.bench", "soak": "serving.soak"}
+    """`slipway bench train|serve|autoscale|curve|soak`: the stack's own benchmark, as a program."""
+    modules = {
+        "train": "training.bench",
+        "serve": "serving.bench",
+        "autoscale": "serving.autoscaling.bench",
+        "curve": "serving.capacity.measure",
+        "soak": "serving.soak",
+    }
     if stack not in modules:
         raise ConfigError(f"bench {stack!r}: there are `slipway bench {'`, `slipway bench '.join(modules)}`.")
     module = modules[stack]
     code = subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(module), check=False).returncode
     if code:
         raise SlipwayError(f"{module} ended with exit code {code}; its own message is above.")
+
+
+def plan(arguments: list[str]) -> int:
+    """`slipway plan`: the serving stack's own program; its exit code."""
+    module = "serving.capacity.plan"
+    return subprocess.run([sys.executable, "-m", module, *arguments], env=child_environment(module), check=False).returncode
 
 
 def _place(version: registry.RegisteredVersion) -> dict[str, str | None]:

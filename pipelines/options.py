@@ -15,5 +15,5 @@ KeyFile = Annotated[Path | None, typer.Option("--file", help="File of the keys; 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 Executor = Annotated[
-    str | None, typer.Option("--executor", metavar="local|ray", help="Where programs run; absent: SLIPWAY_EXECUTOR, or here.")
+    str | None, typer.Option("--executor", metavar="local|ray|kubernetes", help="Where programs run; absent: SLIPWAY_EXECUTOR, or here.")
 ]

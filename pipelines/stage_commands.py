@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.deploy_commands import Context, Force, Kubeconfig, Namespace, On, Timeout, Wait
 from pipelines.options import AsJson, Executor, Overrides, Quiet, Registered, SpecPath
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Why, for --force; kept with the version, with who and when.")]
@@ -51,8 +52,28 @@ def promote(
     registry_commands.promote(model, version, force=force, reason=reason, as_json=json)
 
 
-def rollback(model: Registered, json: AsJson = False) -> None:
-    """Make `previous` champion again; what was champion becomes `previous`."""
+def rollback(
+    model: Registered,
+    target: On = None,
+    to: Annotated[int | None, typer.Option("--to", help="Revision to go back to; absent: the last good one before.")] = None,
+    wait: Wait = True,
+    timeout: Timeout = 900.0,
+    force: Force = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    json: AsJson = False,
+) -> None:
+    """Make `previous` champion again; what was champion becomes `previous`.
+
+    With --target kubernetes: bring a deployment back to an earlier revision; the registry stays as it is.
+    """
+    if target is not None:
+        from pipelines.deploy import commands
+
+        place = commands.Place(kubeconfig, context, namespace)
+        commands.rollback(model, place, to, timeout if wait else None, force, as_json=json)
+        return
     from pipelines import registry_commands
 
     registry_commands.rollback(model, as_json=json)

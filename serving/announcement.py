@@ -2,7 +2,8 @@
 
 The first line says who it is and where it answers; the same line again says that something about it has changed. The front takes
 the end of the connection, which the kernel sends however a process ends, as the end of the replica. A front that has no more to ask
-ends its side first, and waits until the replicas have ended theirs: what they still have to tell of is then told.
+ends its side first, and waits until the replicas have ended theirs: what they still have to tell of is then told. On a cluster there are
+several fronts, and a replica has such a connection to each (`fleet.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from pydantic import Field, SecretStr
 
@@ -33,6 +35,23 @@ class FrontAddress(Config):
         return _in_the_clear(self)
 
 
+class Place(Config):
+    """Where a replica stands: the fronts that it tells of itself, and where it listens."""
+
+    fronts: tuple[FrontAddress, ...]
+    """Each a name or an address; a name may stand for several fronts, and for others later."""
+    host: str | None = None
+    """Its own address; absent means the one at which the first front reaches this machine."""
+    ports: tuple[int, int] = (0, 0)
+    """First and last port to choose from; 0 means any."""
+    node_dir: Path | None = None
+    """Folder by which its node is told to drain (`node.py`); absent where there is no such word."""
+
+    def as_json(self) -> str:
+        """The place with its secrets in the clear, for the replica only."""
+        return json.dumps(self.model_dump(mode="json") | {"fronts": [json.loads(front.as_json()) for front in self.fronts]})
+
+
 class Announcement(Config):
     """One replica, as it stands now."""
 
@@ -50,6 +69,8 @@ class Announcement(Config):
     """Whether it ends once its running requests are done, and takes no new ones."""
     adapters: tuple[str, ...] = ()
     """Those that it holds in memory."""
+    is_counted_here: bool = True
+    """Whether this front tells Prometheus of it: of several fronts one does, or every sum would count it several times."""
 
     def as_line(self) -> bytes:
         """The announcement as it is sent, its secret in the clear."""
@@ -76,6 +97,11 @@ class Announcer:
     def start(self) -> None:
         """Begins; needs a running event loop."""
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the front knows of the replica."""
+        return self._writer is not None
 
     def update(self) -> None:
         """Tells how the replica stands now."""

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from dataclasses import asdict
+from typing import Any
 
 from prometheus_client import Gauge
 from ray import serve
@@ -18,12 +19,14 @@ from ray.serve import Application
 from infra.chat import ChatCodec
 from serving import request_log
 from serving.admission import Gate
-from serving.announcement import Announcement, Announcer, FrontAddress
+from serving.announcement import Announcement, FrontAddress, Place
 from serving.autoscaling.load import ReplicaLoad
 from serving.autoscaling.ray_policy import ray_options
 from serving.config import DEPLOYMENT_NAME, ServeJob
 from serving.engines.base import Engine, EngineError, Sampling
+from serving.fleet import Fleet
 from serving.metrics import LABELS
+from serving.node import Standing
 from serving.openai_api import build_api
 from serving.opening import make_service
 from serving.replica_http import FromFront, ReplicaServer
@@ -31,7 +34,8 @@ from serving.tracing import make_tracer
 from serving.trust import require_all_trusted
 
 WARM_UP_TOKENS = 2
-ADAPTERS_LOOK_S = 0.2
+LOOK_S = 0.2
+LAST_REQUESTS_S = 0.5  # fronts that have not yet read that it drains may send it some
 
 
 def build_app(job: ServeJob, front: FrontAddress) -> Application:
@@ -51,16 +55,16 @@ def build_app(job: ServeJob, front: FrontAddress) -> Application:
         health_check_period_s=5.0,
         max_constructor_retry_count=1,  # a folder that cannot be loaded now cannot be loaded a second later
     )
-    return deployment.bind(job.model_dump_json(), front.as_json())
+    return deployment.bind(job.model_dump_json(), Place(fronts=(front,)).as_json())
 
 
 class ModelReplica:
-    """One replica: an engine, the API in front of it at a port of its own, and a connection that tells the front of it."""
+    """One replica: an engine, the API in front of it at a port of its own, and a connection to each front that tells of it."""
 
-    async def __init__(self, job_json: str, front_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
+    async def __init__(self, job_json: str, place_json: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it, on the loop that serves
         started_s = time.perf_counter()
-        job, front = ServeJob.model_validate_json(job_json), FrontAddress.model_validate_json(front_json)
-        limits = job.serve
+        job, place = ServeJob.model_validate_json(job_json), Place.model_validate_json(place_json)
+        limits, token = job.serve, place.fronts[0].token
         self._name = serve.get_replica_context().replica_tag
         request_log.write_to(job.output_dir.absolute(), self._name)
         self._tracer = make_tracer(self._name)
@@ -70,32 +74,43 @@ class ModelReplica:
         self._engine, metrics = self._service.engine, self._service.metrics
         await self._engine.start()
         await warm_up(self._engine, self._service.codec)
-        token = front.token.get_secret_value()
-        host = own_address(front.host)
-        self._server = ReplicaServer(FromFront(build_api(self._service, self._tracer), token), host)
+        host = place.host or own_address(place.fronts[0].host)
+        self._server = ReplicaServer(FromFront(build_api(self._service, self._tracer), token.get_secret_value()), host, place.ports)
         self._standing = Announcement(
-            token=front.token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
+            token=token, replica=self._name, host=host, port=self._server.port, num_places=limits.max_running_requests,
             pool=job.pool_name, usd_per_hour=job.pool.usd_per_hour if job.pool else 0.0,
         )  # fmt: skip
         ready = Gauge("slipway_replica_start_seconds", "From being asked for to ready.", LABELS, registry=metrics.registry)
         ready.labels(*metrics.labels).set(time.perf_counter() - started_s)
-        self._announcer = Announcer(front, lambda: self._standing, self._tracer.flush)
-        self._announcer.start()
-        self._watch = asyncio.create_task(self._tell_adapters()) if limits.adapters else None
+        self._fleet = Fleet(place.fronts, lambda: self._standing, self._tracer.flush)
+        self._fleet.start()
+        self._node = Standing(place.node_dir, self._name) if place.node_dir else None
+        self._watch = asyncio.create_task(self._tell_changes()) if limits.adapters or self._node else None
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy knows of this replica; Ray Serve asks for it by this name where there is a policy."""
         gate, recent = self._service.gate, self._service.metrics.recent_first_tokens
         return asdict(ReplicaLoad(gate.num_running, gate.num_waiting, gate.longest_wait_s, *recent.figures()))
 
-    async def _tell_adapters(self) -> None:
-        """Tells the front of the adapters in memory, whenever they have changed."""
+    async def _tell_changes(self) -> None:
+        """Tells the fronts of the adapters in memory, whenever they have changed; leaves when the node is to be drained."""
         while True:
             held = self._engine.figures.adapters
             if held != self._standing.adapters:
-                self._standing = self._standing.model_copy(update={"adapters": held})
-                self._announcer.update()
-            await asyncio.sleep(ADAPTERS_LOOK_S)
+                self._tell(adapters=held)
+            if self._node is not None and self._node.must_drain and not self._standing.is_draining:
+                self._tell(is_draining=True)
+                self._leaving = asyncio.create_task(self._leave(self._node))
+            await asyncio.sleep(LOOK_S)
+
+    def _tell(self, **changes: Any) -> None:
+        self._standing = self._standing.model_copy(update=changes)
+        self._fleet.update()
+
+    async def _leave(self, node: Standing) -> None:
+        await asyncio.sleep(LAST_REQUESTS_S)
+        await self._server.drain()
+        node.leave()
 
     async def wake(self) -> None:
         """Nothing; that a request waits for it is what brings a replica up where there is none."""
@@ -108,10 +123,11 @@ class ModelReplica:
     async def __del__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it before it ends the replica
         if self._watch is not None:
             self._watch.cancel()
-        self._standing = self._standing.model_copy(update={"is_draining": True})
-        self._announcer.update()
+        self._tell(is_draining=True)
         await self._server.drain()
-        await self._announcer.stop()
+        if self._node is not None:
+            self._node.leave()
+        await self._fleet.stop()
         await self._server.stop()
         await asyncio.to_thread(self._tracer.stop)
         await self._engine.stop()

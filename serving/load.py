@@ -19,6 +19,8 @@ from typing import Any
 
 import aiohttp
 
+from infra.settings import load_settings
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -41,7 +43,7 @@ async def run_streams(url: str, model: str, num_streams: int, num_tokens: int) -
     """`num_streams` streams of `num_tokens` tokens each at once; tokens/s over all of them, times in seconds."""
     nonce = uuid.uuid4().hex
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=connector, headers=_headers()) as session:
         started_s = time.perf_counter()
         bodies = [request_body(model, prompt(nonce, index), num_tokens) for index in range(num_streams)]
         streams = await asyncio.gather(*(_stream(session, url, body) for body in bodies))
@@ -62,7 +64,7 @@ async def run_streams(url: str, model: str, num_streams: int, num_tokens: int) -
 async def run_one_token(url: str, model: str, num_requests: int) -> dict[str, Any]:
     """Latency in seconds of requests for one token, one after the other."""
     times_s = []
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(headers=_headers()) as session:
         for index in range(num_requests):
             body = {**request_body(model, prompt("again", index % 4), 1), "stream": False}
             body.pop("stream_options")
@@ -90,6 +92,11 @@ def request_body(model: str, text: str, num_tokens: int) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+def _headers() -> dict[str, str]:
+    key = load_settings().api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Stream:

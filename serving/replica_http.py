@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import socket
 
@@ -11,12 +12,20 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from infra.errors import TransientError
 from serving.announcement import TOKEN_HEADER
 from serving.errors import ApiError
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than the front keeps a connection, so that it is never the replica that ends one in the front's hands
 POLL_S = 0.05
+
+
+def _listen(host: str, ports: tuple[int, int]) -> socket.socket:
+    for port in range(ports[0], ports[1] + 1):
+        with contextlib.suppress(OSError):
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    raise TransientError(f"{host}: none of the ports {ports[0]} to {ports[1]} can be listened at. Raise num_replica_ports, or free some.")
 
 
 class FromFront:
@@ -36,10 +45,13 @@ class FromFront:
 
 
 class ReplicaServer:
-    """Serves an app on the running event loop, at a free port of `host`."""
+    """Serves an app on the running event loop, at the first free port of `host` from the first to the last of `ports`; 0 means any.
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        self._socket = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    Raises TransientError where none of them is free.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, ports: tuple[int, int] = (0, 0)) -> None:
+        self._socket = _listen(host, ports)
         # Its connections inherit this. asyncio's own loop sets it only on sockets that name their protocol, which `create_server` does not;
         # without it an answer in two writes waits 40 ms for the front's delayed acknowledgement of the first.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

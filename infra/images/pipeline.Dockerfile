@@ -45,7 +45,8 @@ WORKDIR /var/lib/slipway
 # What the image is for must import, or there is no image; and it stays light.
 RUN slipway --version \
     && helm version --short \
-    && python -c "import pipelines.commands, pipelines.pipeline, pipelines.plan, pipelines.plots, kubernetes.client, matplotlib.figure" \
+    && python -c "import pipelines.commands, pipelines.pipeline, pipelines.plan, pipelines.plots, matplotlib.figure" \
+    && python -c "import infra.filesystems, pipelines.cluster.client, pipelines.executors.ray_job, pipelines.charts" \
     && python -c "import mlflow.tracking, pipelines.datasets.smart_home, rouge_score.rouge_scorer, sacrebleu" \
     && python -c "import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, ['torch', 'ray', 'transformers', 'openvino'])))"
 ENTRYPOINT ["slipway"]

@@ -40,7 +40,7 @@ WORKDIR /var/lib/slipway
 # What the image is for must import, or there is no image; and torch would be two thirds of it.
 RUN slipway --version \
     && ray --version \
-    && python -c "import ray.dashboard.optional_deps, ray.job_submission, ray.serve" \
+    && python -c "import infra.filesystems, infra.remote, ray.dashboard.optional_deps, ray.job_submission, ray.serve" \
     && python -c "import serving.app, serving.predict, serving.score, serving.engines.openvino_steps, serving.forced.openvino" \
     && python -c "import serving.batch.worker, serving.otlp, serving.front.server" \
     && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"

@@ -42,7 +42,7 @@ WORKDIR /var/lib/slipway
 # do without.
 RUN slipway --version \
     && ray --version \
-    && python -c "import ray.dashboard.optional_deps, ray.job_submission, ray.serve" \
+    && python -c "import infra.filesystems, infra.remote, ray.dashboard.optional_deps, ray.job_submission, ray.serve" \
     && python -c "import serving.app, serving.predict, serving.score, serving.engines.vllm, serving.engines.torch_steps" \
     && python -c "import serving.batch.worker, serving.otlp, torch, vllm.version; assert torch.version.cuda, torch.__version__"
 EXPOSE 8000

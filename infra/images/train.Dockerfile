@@ -1,4 +1,4 @@
-# Training, merging and quantizing, and the nodes of a Ray cluster that does it.
+# Training, merging and quantizing, answers of the engine `torch`, and the nodes of a Ray cluster that does it.
 #   docker build -f infra/images/train.Dockerfile -t slipway-train:0.1.0 .
 #   docker build -f infra/images/train.Dockerfile -t slipway-train:0.1.0-gpu --build-arg TORCH=torch-cuda .
 # The CPU build of torch lies on PyTorch's CPU index: name it with --build-arg PIP_EXTRA_INDEX_URL=...
@@ -44,8 +44,9 @@ WORKDIR /var/lib/slipway
 # What the image is for must import, or there is no image.
 RUN slipway --version \
     && ray --version \
-    && python -c "import ray.dashboard.optional_deps, ray.job_submission, ray.data, ray.train" \
+    && python -c "import infra.filesystems, infra.remote, ray.dashboard.optional_deps, ray.job_submission, ray.data, ray.train" \
     && python -c "import training.finetune, training.worker, training.merge, training.predict, training.score, training.data.rows" \
-    && python -c "import serving.quantize.export, serving.quantize.openvino, serving.quantize.bnb"
+    && python -c "import serving.quantize.export, serving.quantize.openvino, serving.quantize.bnb" \
+    && python -c "import serving.predict, serving.score, serving.engines.torch_steps, serving.forced.torch"
 ENTRYPOINT ["python", "-m", "training.finetune"]
 CMD ["--config", "/etc/slipway/training/config.yaml"]

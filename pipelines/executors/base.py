@@ -35,6 +35,11 @@ def make_executor(settings: Settings) -> Executor:
         raise ConfigError("\n".join(problems))
     assert settings.store is not None
     store = open_store(settings.store)
+    if settings.executor == "kubernetes":
+        from pipelines.cluster.connect import connect  # half a second that no other run needs
+        from pipelines.executors.kubernetes import KubernetesExecutor, read_values
+
+        return KubernetesExecutor(connect(), store, settings.home, read_values(settings.kubernetes_values))
     return RayExecutor(RayJobs(settings.ray_jobs_address, settings.ray_token), store, settings.home)
 
 

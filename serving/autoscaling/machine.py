@@ -54,8 +54,10 @@ class Machine:
     _reading: deque[tuple[float, Request]] = field(default_factory=deque)
     _read_s: float = math.inf
     """When the prompt in front will have been read."""
-    _writing: list[tuple[float, int]] = field(default_factory=list)
-    """The streams, by the value of `_written` at which each ends."""
+    gaps_s: list[float] = field(default_factory=list)
+    """For each answer that has ended, the mean time between its tokens."""
+    _writing: list[tuple[float, int, float, int]] = field(default_factory=list)
+    """The streams, by the value of `_written` at which each ends; its number, when it began, and its tokens after the first."""
     _written: float = 0.0
     """Tokens that a stream would have got if it had been there from the start."""
     _num_read: int = 0
@@ -105,10 +107,13 @@ class Machine:
             self._recent.note(now_s - came_s)
             firsts_s.append(now_s - request.arrival_s)
             self._num_read += 1
-            heapq.heappush(self._writing, (self._written + request.output_tokens - 1, self._num_read))
+            num_more = request.output_tokens - 1
+            heapq.heappush(self._writing, (self._written + num_more, self._num_read, now_s, num_more))
             self._start_reading()
         while self._writing and not self._reading and self._writing[0][0] <= self._written + 1e-6:
-            heapq.heappop(self._writing)
+            _, _, begun_s, num_more = heapq.heappop(self._writing)
+            if num_more:
+                self.gaps_s.append((now_s - begun_s) / num_more)
         self._admit()
         return firsts_s
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import aiohttp
-from aiohttp import web
+from aiohttp import AddrInfoType, web
 
 from serving.access import REQUEST_ID_ATTRIBUTE, REQUEST_ID_HEADER
 from serving.config import ServeConfig
@@ -22,7 +23,7 @@ from serving.errors import ApiError
 from serving.front.figures import FrontFigures, RetryReason
 from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
-from serving.front.replicas import Replica, Replicas
+from serving.front.replicas import Replica, Replicas, keep_asking
 from serving.front.routing import Router, Wanted, read_wanted
 from serving.metrics import merge
 from serving.tracing import NO_SPAN, QUIET_PATHS, STATUS_ATTRIBUTE, Span, Tracer, end_request
@@ -55,6 +56,8 @@ class Front:
         """Requests that wait for a replica to be ready."""
         self.num_open = 0
         """Requests that are being answered."""
+        self.is_leaving = False
+        """Whether `/health` says that it is going, while requests are still answered."""
         self.is_draining = False
 
     @property
@@ -67,7 +70,7 @@ class Front:
 
     async def _open_session(self, _app: web.Application) -> AsyncIterator[None]:
         # No limit here: each replica has its own, and says 429 beyond it.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, socket_factory=_open_socket)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()) as session:
             self._session = session
             yield
@@ -78,6 +81,8 @@ class Front:
         self.num_open += 1
         try:
             answer = await self._answer(request, span)
+            if self.is_leaving and not answer.prepared:
+                answer.force_close()
             status, outcome = answer.status, "done"
             return answer
         except asyncio.CancelledError:
@@ -93,8 +98,10 @@ class Front:
                 raise ApiError("the server is ending and takes no new requests. Ask another one.", 503)
             asked = await read_request(request, self._limits, self._token)
             span.note({REQUEST_ID_ATTRIBUTE: asked.headers[REQUEST_ID_HEADER][:MAX_ID_CHARS]})
-            if (asked.method, asked.path) == ("GET", "/metrics"):
+            if (asked.method, request.path) == ("GET", "/metrics"):
                 return await self._metrics(asked, request)
+            if asked.path == "/health" and self.is_leaving:
+                raise ApiError("the server is going. Ask another one.", 503)
             if asked.path == "/health" and self._limits.may_sleep and not self._replicas.all:
                 return web.json_response({"status": "ok", "replicas": 0})
             return await self._forward(asked, request, span)
@@ -182,11 +189,15 @@ class Front:
             span.past("wait for a replica", begun_s, time.perf_counter())
 
     async def _metrics(self, asked: Asked, request: web.Request) -> web.Response:
-        """The figures of all replicas that answer, and the front's own, as one text; where they refuse (no key), what one of them said."""
+        """The figures of all replicas that answer, and the front's own, as one text; where they refuse (no key), what one of them said.
+
+        With `?of=counted` only of those replicas that no other front counts: every front is then scraped, and each replica told of once.
+        """
         if "/metrics" not in self._limits.open_paths and not self._replicas.all:
             raise ApiError("no replica is ready, and only those can check the key that figures need here.", 503)
         answers: list[web.Response] = []
-        for replica in self._replicas.all:
+        told = [replica for replica in self._replicas.all if replica.standing.is_counted_here or request.query.get("of") != "counted"]
+        for replica in told:
             with contextlib.suppress(LostError):
                 try:
                     answer = await self._ask(replica, asked, request)
@@ -199,3 +210,11 @@ class Front:
             return answers[0]
         text = merge([self._figures.text, *(str(answer.text) for answer in good)])
         return web.Response(text=text, headers=good[0].headers if good else None)
+
+
+def _open_socket(address: AddrInfoType) -> socket.socket:
+    """A socket for a connection to a replica."""
+    family, kind, protocol, *_ = address
+    opened = socket.socket(family=family, type=kind, proto=protocol)
+    keep_asking(opened)
+    return opened

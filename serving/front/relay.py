@@ -23,6 +23,7 @@ from serving.tracing import Span
 HOP_HEADERS = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
 HOP_HEADERS |= {"expect", "host", "content-length"}
 GRACE_S = 5.0  # a replica itself ends what is past its deadline; the front does so only where the replica hangs
+CONNECT_S = 3.0  # a machine that is gone does not even refuse
 EVENT_STREAM = "text/event-stream"
 EVENT_END = b"\n\n"
 REFUSALS = (429, 503)
@@ -84,7 +85,7 @@ async def ask(
     `note_first_s` is told after how many seconds a stream began. Raises LostError and RefusedError, before anything has gone to the client.
     """
     left_s = max(asked.deadline_s - time.monotonic(), 0.001)
-    timeout = aiohttp.ClientTimeout(total=left_s + GRACE_S)
+    timeout = aiohttp.ClientTimeout(total=left_s + GRACE_S, sock_connect=CONNECT_S)
     asked_s = time.monotonic()
     target = URL(url + asked.path, encoded=True)
     try:

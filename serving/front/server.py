@@ -29,12 +29,24 @@ FAREWELL_S = 3.0  # replicas send their last traces within two
 
 
 class FrontServer:
-    """Listens for clients at the address in `limits`, and for replicas of this machine or cluster at `replica_host`."""
+    """Listens for clients at the address in `limits`, and for replicas of this machine or cluster at `replica_host`.
 
-    def __init__(self, limits: ServeConfig, replica_host: str, wake: Callable[[], None] = lambda: None, model_name: str = "") -> None:
+    Of several fronts each is given the same port for replicas and the same token; alone, it takes a free one and makes one.
+    """
+
+    def __init__(
+        self,
+        limits: ServeConfig,
+        replica_host: str,
+        wake: Callable[[], None] = lambda: None,
+        model_name: str = "",
+        replica_port: int = 0,
+        token: str | None = None,
+    ) -> None:
         self._limits = limits
         self._replica_host = replica_host
-        self._token = secrets.token_urlsafe(TOKEN_BYTES)
+        self._replica_port = replica_port
+        self._token = token or secrets.token_urlsafe(TOKEN_BYTES)
         self.replicas = Replicas(self._token)
         self._tracer = make_tracer("front")
         self._front = Front(self.replicas, self._token, limits, wake, model_name, self._tracer)
@@ -47,6 +59,10 @@ class FrontServer:
         """Begins to listen; where replicas announce themselves. Raises ConfigError where it cannot."""
         self._thread.start()
         return FrontAddress(host=self._replica_host, port=self._started.result(), token=SecretStr(self._token))
+
+    def leave(self) -> None:
+        """Says at `/health` that it is going, and goes on answering, each answer the last of its connection."""
+        self._front.is_leaving = True
 
     def drain(self, timeout_s: float) -> None:
         """Refuses new requests from now on, and returns when the running ones are done or the time is up; then parts from the replicas."""
@@ -85,8 +101,15 @@ class FrontServer:
                 await site.start()
             except OSError as error:
                 raise ConfigError(f"{self._limits.host}:{self._limits.port} cannot be listened at: {error}. Take another port.") from error
-            async with await listen(self.replicas, self._replica_host) as door:
+            async with await self._open_door() as door:
                 self._started.set_result(int(door.sockets[0].getsockname()[1]))
                 await self._end.wait()
         finally:
             await runner.cleanup()
+
+    async def _open_door(self) -> asyncio.Server:
+        try:
+            return await listen(self.replicas, self._replica_host, self._replica_port)
+        except OSError as error:
+            place = f"{self._replica_host}:{self._replica_port}"
+            raise ConfigError(f"{place} cannot be listened at for replicas: {error}. Take another port (announce_port).") from error

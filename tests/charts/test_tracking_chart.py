@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from tests.charts.objects import environment, only
 
 SHARED = {"database": {"existingSecret": "db"}, "artifacts": {"destination": "s3://bucket/mlflow", "existingSecret": "keys"}}
 START_TIMEOUT_S = 120.0
+ADMIN = ("admin", "a-long-password-of-a-test")
 
 
 def kinds(objects: list[dict[str, Any]]) -> set[str]:
@@ -98,50 +101,85 @@ def test_several_servers_on_one_volume_are_refused_by_the_model() -> None:
 
 
 @pytest.mark.slow
-def test_rendered_server_starts_and_answers_only_to_its_names(tmp_path: Path) -> None:
-    """The container's own arguments and variables, with its two mounts moved below a folder; nothing is written elsewhere in it."""
-    objects = render("tracking", {"config": {"workers": 1}}, name="mlflow", namespace="mlops")
-    container = only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
-    data, scratch, port = tmp_path / "data", tmp_path / "tmp", free_port()
-    data.mkdir()
-    scratch.mkdir()
-
-    def moved(text: str) -> str:
-        return text.replace("/var/lib/slipway", str(data)).replace("0.0.0.0", "127.0.0.1").replace("--port=5000", f"--port={port}")
-
-    variables = {name: str(scratch) if value == "/tmp" else moved(value) for name, value in environment(container).items()}
+def test_rendered_migration_and_server_run_and_answer_only_users_and_only_to_their_names(tmp_path: Path) -> None:
+    """The containers' own commands and variables, with their mounts moved below a folder; nothing is written elsewhere in it."""
+    values = {"database": {"existingSecret": "db"}, "authentication": {"existingSecret": "auth"}, "config": {"workers": 1}}
+    objects = render("tracking", values, name="mlflow", namespace="mlops")
+    machine = Machine(tmp_path)
+    subprocess.run(
+        machine.command(only(objects, "Job")), env=machine.variables(only(objects, "Job")), cwd=machine.data, check=True, timeout=120
+    )
+    deployment = only(objects, "Deployment")
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *(moved(each) for each in container["args"])],
-            cwd=data,
-            env={"PATH": os.environ["PATH"], "TMPDIR": str(scratch), **variables},
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            machine.command(deployment), cwd=machine.data, env=machine.variables(deployment), stdout=log, stderr=subprocess.STDOUT
         )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while status(port, "/health", "10.1.2.3:5000") != 200:
+        while machine.status("/health", "10.1.2.3:5000", None) != 200:
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline_s, (tmp_path / "log").read_text()
             time.sleep(0.2)
         experiments = "/api/2.0/mlflow/experiments/search?max_results=1"
-        assert status(port, experiments, "mlflow.mlops.svc.cluster.local:5000") == 200
-        assert status(port, experiments, "mlflow:5000") == 200
-        assert status(port, experiments, "mlflow.mlops.svc.attacker.example") == 403
+        assert machine.status(experiments, "mlflow.mlops.svc.cluster.local:5000", ADMIN) == 200
+        assert machine.status(experiments, "mlflow:5000", ADMIN) == 200
+        assert machine.status(experiments, "mlflow:5000", None) == 401
+        assert machine.status(experiments, "mlflow.mlops.svc.attacker.example", ADMIN) == 403
     finally:
         process.terminate()
         process.wait(30)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log", "tmp"]
-    assert (data / "mlflow.db").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log", "secrets", "tmp"]
 
 
-def status(port: int, path: str, host: str) -> int:
-    """Status of a GET under a name; 0 while nothing listens."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path, headers={"Host": host})
-        return connection.getresponse().status
-    except ConnectionError:
-        return 0
-    finally:
-        connection.close()
+class Machine:
+    """Stands for a node: it gives a container its Secrets and its mounts, below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.scratch, self.port = folder / "data", folder / "tmp", free_port()
+        for made in (self.data, self.scratch, folder / "secrets"):
+            made.mkdir()
+        self._moved = {"/var/lib/slipway": str(self.data), "/etc/slipway/auth": str(folder / "secrets")}
+        (folder / "secrets" / "basic_auth.ini").write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{self.data}/users.db\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        self._secrets = {
+            ("db", "uri"): f"sqlite:///{self.data}/mlflow.db",
+            ("auth", "admin-username"): ADMIN[0],
+            ("auth", "admin-password"): ADMIN[1],
+            ("auth", "flask-secret-key"): "k" * 32,
+        }
+
+    def command(self, manifest: dict[str, Any]) -> list[str]:
+        """What the pod's container runs, with Python's mlflow for the image's."""
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        variables = self.variables(manifest)
+        arguments = [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], self._here(each)) for each in container["args"]]
+        return [sys.executable, "-m", "mlflow", *arguments]
+
+    def variables(self, manifest: dict[str, Any]) -> dict[str, str]:
+        """Its environment."""
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        references = [(each["name"], each["valueFrom"]["secretKeyRef"]) for each in container["env"] if "valueFrom" in each]
+        plain = {name: str(self.scratch) if value == "/tmp" else self._here(value) for name, value in environment(container).items()}
+        secret = {name: self._secrets[reference["name"], reference["key"]] for name, reference in references}
+        return {"PATH": os.environ["PATH"], "TMPDIR": str(self.scratch), **plain, **secret}
+
+    def _here(self, text: str) -> str:
+        for theirs, ours in self._moved.items():
+            text = text.replace(theirs, ours)
+        return text.replace("0.0.0.0", "127.0.0.1").replace("--port=5000", f"--port={self.port}")
+
+    def status(self, path: str, host: str, user: tuple[str, str] | None) -> int:
+        """Status of a GET under a name, by a user or by none; 0 while nothing listens."""
+        headers = {"Host": host}
+        if user is not None:
+            headers["Authorization"] = "Basic " + base64.b64encode(":".join(user).encode()).decode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+        except ConnectionError:
+            return 0
+        finally:
+            connection.close()

@@ -75,7 +75,7 @@ IMAGES = (
     Image(
         "pipeline",
         ("pipeline",),
-        (),
+        ("kubernetes",),
         ("torch", "ray", "transformers", "openvino", "vllm", "pandas", "sklearn", "pytest"),
         {},
         ("pipelines", "infra", "training.config", "serving.config"),
@@ -83,7 +83,7 @@ IMAGES = (
     Image(
         "tracking",
         ("tracking",),
-        ("stores",),
+        (),
         ("torch", "ray", "transformers", "openvino", "vllm", "pytest"),
         {},
         ("infra",),

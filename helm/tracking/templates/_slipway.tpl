@@ -245,7 +245,7 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{- /* HTTPRoute to a Service, with the same arguments. */ -}}
+{{- /* HTTPRoute to a Service, with the same arguments, and optionally "timeout" "600s" of a request. */ -}}
 {{- define "slipway.route" -}}
 {{- with .root.Values.route }}
 {{- if .enabled }}
@@ -288,6 +288,10 @@ spec:
         - path:
             type: PathPrefix
             value: /
+      {{- with $.timeout }}
+      timeouts:
+        request: {{ . }}
+      {{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}

@@ -1,0 +1,1 @@
+"""`slipway deploy` and what goes with it: from a spec to the values of a chart, to manifests, to a cluster."""

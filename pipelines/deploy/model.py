@@ -1,0 +1,51 @@
+"""Which model is deployed, and where its pods get it: always by digest, so that every replica serves the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from infra import registry, tracking
+from infra.contracts import read_manifest
+from infra.errors import ConfigError
+from infra.settings import Settings
+from pipelines.target import version_folder
+
+NEEDED = (
+    "Set SLIPWAY_STORE to a URL that the cluster reaches too (s3://bucket/prefix), or MLFLOW_TRACKING_URI to a server's, "
+    "or name the model in a values file under config.model."
+)
+
+
+def registered_source(name: str, wanted: str, settings: Settings) -> dict[str, Any]:
+    """`config.model` of the serving chart for a version (a number) or alias of a registered model, pushed to the store where one is set.
+
+    Raises RegistryError where there is no such version, ConfigError where no pod could reach it.
+    """
+    mlflow = tracking.client(settings.tracking_uri)
+    version = registry.lookup(mlflow, name, wanted) if wanted.isdigit() else registry.resolve(mlflow, name, wanted)
+    if settings.store:
+        return _in_store(version.digest, lambda: version_folder(mlflow, version, settings), settings)
+    if version.is_local or not settings.tracking_uri.startswith(("http://", "https://")):
+        raise ConfigError(f"{name} version {version.version}: its files lie where no pod reaches them ({version.source}). {NEEDED}")
+    return {"type": "registry", "name": name, "version": version.version, "digest": version.digest}
+
+
+def folder_source(folder: Path, settings: Settings) -> dict[str, Any]:
+    """A source for an artifact's folder of this machine (an adapter, a pool's model), pushed to the store.
+
+    Raises ConfigError where there is no store.
+    """
+    manifest = read_manifest(folder)
+    if not settings.store:
+        raise ConfigError(f"{folder}: a folder of this machine, which no pod reaches. {NEEDED}")
+    return _in_store(manifest.digest, lambda: folder, settings)
+
+
+def _in_store(digest: str, folder: Any, settings: Settings) -> dict[str, Any]:
+    from infra.artifact_store import open_store
+
+    store = open_store(str(settings.store))
+    if store.find(digest) is None:
+        store.push(folder())
+    return {"type": "store", "digest": digest}

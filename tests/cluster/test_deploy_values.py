@@ -1,0 +1,143 @@
+"""From a spec to the values of each chart, and to manifests in a folder; nothing here asks a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.artifact_store import open_store
+from infra.contracts import write_manifest
+from infra.errors import ConfigError
+from infra.provenance import Provenance
+from infra.settings import Settings
+from pipelines.charts import layered
+from pipelines.deploy import rendering, values
+from pipelines.deploy.commands import deployment_name
+
+MODEL = {"type": "store", "digest": "a" * 64}
+GIVEN = {"config": {"model": MODEL}}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", tracking_uri="http://mlflow:5000", store="s3://bucket/slipway")
+
+
+def write_spec(folder: Path, **parts: Any) -> Path:
+    spec = {"name": "toy.model_1", "base_model": "hf:some/model", "dataset": {"type": "smart_home"}, **parts}
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def serving(spec: Path, settings: Settings, given: dict[str, Any] = GIVEN) -> dict[str, Any]:
+    return values.chart_values("serving", spec, [], given, "toy", "champion", settings)
+
+
+def test_layers_join_mappings_and_replace_all_else() -> None:
+    below, above = {"a": {"b": 1, "c": [1, 2]}, "d": {"e": 1}}, {"a": {"c": [3]}, "d": 5}
+    assert layered(below, above) == {"a": {"b": 1, "c": [3]}, "d": 5}
+    assert below == {"a": {"b": 1, "c": [1, 2]}, "d": {"e": 1}}
+
+
+def test_name_of_a_deployment_is_one_that_a_cluster_takes(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    assert deployment_name(spec) == "toy-model-1"
+    assert deployment_name(spec, "training") == "toy-model-1-training"
+    assert deployment_name("as-it-is") == "as-it-is"
+
+
+def test_serving_gets_what_the_spec_says_and_nothing_that_means_this_machine(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, serve={"port": 9000, "host": "127.0.0.1", "max_running_requests": 7, "engine_python": "/here/python"})
+    found = serving(spec, settings)
+    assert found["config"]["serve"] == {"host": "0.0.0.0", "max_running_requests": 7}
+    assert found["config"]["model_name"] == "toy.model_1"
+    assert found["config"]["model"] == MODEL
+    assert (found["store"], found["tracking"]) == ({"url": "s3://bucket/slipway"}, {"uri": "http://mlflow:5000"})
+    assert (found["deployment"], found["managedBy"]) == ("toy", "slipway")
+
+
+def test_addresses_that_no_pod_reaches_are_left_out(tmp_path: Path) -> None:
+    alone = Settings(home=tmp_path, tracking_uri="sqlite:///x.db", store="file:///somewhere")
+    assert not {"store", "tracking"} & set(serving(write_spec(tmp_path), alone))
+
+
+def test_values_of_ones_own_lie_over_all_else(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, serve={"max_running_requests": 7})
+    given = {"config": {"model": MODEL, "serve": {"max_running_requests": 3}}, "gateway": {"replicas": 5}}
+    found = serving(spec, settings, given)
+    assert found["config"]["serve"]["max_running_requests"] == 3
+    assert found["gateway"] == {"tokenSecret": {"name": "toy-front", "key": "token"}, "replicas": 5}
+
+
+def test_keys_of_clients_are_not_left_behind(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, serve={"api_keys_file": "/home/me/api_keys.json"})
+    with pytest.raises(ConfigError, match=r"apiKeys\.existingSecret"):
+        serving(spec, settings)
+    found = serving(spec, settings, {**GIVEN, "apiKeys": {"existingSecret": "keys"}})
+    assert found["config"]["serve"]["api_keys_file"] == values.API_KEYS_PATH
+
+
+def test_public_keys_go_along(tmp_path: Path, settings: Settings) -> None:
+    keys = settings.home / "keys"
+    keys.mkdir(parents=True)
+    (keys / "signing.pub").write_text("-----BEGIN PUBLIC KEY-----\n")
+    found = serving(write_spec(tmp_path), settings)
+    assert found["trustedKeys"]["pem"].startswith("-----BEGIN")
+    assert found["config"]["serve"]["trusted_keys_file"] == values.TRUSTED_KEYS_PATH
+
+
+def test_adapter_of_this_machine_is_pushed_and_named_by_digest(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "weights").write_text("w")
+    digest = write_manifest(adapter, "adapter", Provenance()).digest
+    spec = write_spec(tmp_path, serve={"adapters": {"red": str(adapter)}})
+    url = (tmp_path / "store").as_uri()
+    found = serving(spec, Settings(home=tmp_path / "home", tracking_uri="sqlite:///x", store=url))
+    assert found["config"]["adapters"] == {"red": {"type": "store", "digest": digest}}
+    assert open_store(url).find(digest) is not None
+    with pytest.raises(ConfigError, match="SLIPWAY_STORE"):
+        serving(spec, Settings(home=tmp_path / "home", tracking_uri="sqlite:///x"))
+
+
+def test_training_gets_the_text_of_the_spec_and_not_paths_of_this_machine(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, dataset={"type": "files", "train": "rows.jsonl"})
+    found = values.chart_values("training", spec, ["train.epochs=3"], {}, "toy-training", "champion", settings)
+    assert found["config"]["dataset"]["train"] == "rows.jsonl"
+    assert found["config"]["train"] == {"epochs": 3}
+
+
+def test_faulty_spec_and_values_are_refused_before_anything_is_rendered(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="serv: unknown key"):
+        serving(write_spec(tmp_path, serv={}), settings)
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        values.given_values([tmp_path / "absent.yaml"])
+
+
+@pytest.mark.parametrize("chart", ["training", "tracking"])
+def test_values_of_a_spec_render_with_every_chart(chart: Any, tmp_path: Path, settings: Settings) -> None:
+    given = {"serving": {**GIVEN, "config": {"model": MODEL, "serve": {"allow_unsigned": ["toy.model_1"]}}}}.get(chart, {})
+    found = values.chart_values(chart, write_spec(tmp_path), [], given, "toy", "champion", settings)
+    manifests = rendering.render(chart, found, "toy", "default", None)
+    assert manifests
+    assert {manifest["metadata"]["labels"]["slipway.dev/deployment"] for manifest in manifests} == {"toy"}
+
+
+def config_map(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}}
+
+
+def test_render_writes_a_plain_folder_and_takes_away_only_what_it_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "r"}}
+    rendering.write_manifests([config_map("one"), config_map("two"), role], "team", folder)
+    (folder / "of-someone.yaml").write_text("kind: Mine")
+    written = rendering.write_manifests([config_map("one"), role], "team", folder)
+    assert [path.name for path in written] == ["configmap-one.yaml", "clusterrole-r.yaml"]
+    assert sorted(path.name for path in folder.glob("*.yaml")) == ["clusterrole-r.yaml", "configmap-one.yaml", "of-someone.yaml"]
+    assert yaml.safe_load((folder / "configmap-one.yaml").read_text())["metadata"] == {"name": "one", "namespace": "team"}
+    assert "namespace" not in yaml.safe_load((folder / "clusterrole-r.yaml").read_text())["metadata"]

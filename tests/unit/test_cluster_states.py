@@ -1,0 +1,309 @@
+"""Every state that KubeRay and Kubernetes document for what we make, and what a waiting driver makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.errors import ConfigError, SlipwayError, TransientError
+from pipelines.cluster import pod_states, rayjob_states, rayservice_states, workload_states
+from pipelines.cluster.states import Verdict
+
+
+def rayjob(spec: dict[str, Any] | None = None, labels: dict[str, str] | None = None, **status: Any) -> dict[str, Any]:
+    return {"kind": "RayJob", "metadata": {"name": "train", "labels": labels or {}}, "spec": spec or {}, "status": status}
+
+
+def cluster(kind: str, status: str, reason: str, message: str = "", **counts: Any) -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}], **counts}
+
+
+def raised(verdict: Verdict) -> tuple[str, type[SlipwayError] | None]:
+    return verdict.phase, type(verdict.error) if verdict.error else None
+
+
+@pytest.mark.parametrize(
+    ("status", "phase"),
+    [
+        ({}, "waiting"),
+        ({"jobDeploymentStatus": ""}, "waiting"),
+        ({"jobDeploymentStatus": "Initializing"}, "waiting"),
+        ({"jobDeploymentStatus": "Running", "jobStatus": "PENDING"}, "running"),
+        ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running"),
+        # Ray says that it ended before KubeRay has seen its submitter end: not over yet.
+        ({"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}, "running"),
+        ({"jobDeploymentStatus": "Running", "jobStatus": "FAILED"}, "running"),
+        ({"jobDeploymentStatus": "Suspending"}, "waiting"),
+        ({"jobDeploymentStatus": "Suspended"}, "waiting"),
+        ({"jobDeploymentStatus": "Retrying", "failed": 1, "reason": "AppFailed"}, "waiting"),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "succeeded": 1}, "done"),
+        ({"jobDeploymentStatus": "OfTheYearAfterNext"}, "waiting"),
+    ],
+)
+def test_rayjob_state_that_is_no_failure_lets_the_driver_go_on(status: dict[str, Any], phase: str) -> None:
+    assert raised(rayjob_states.verdict(rayjob(**status))) == (phase, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "error"),
+    [
+        ("SubmissionFailed", "Job submission has failed. Reason: BackoffLimitExceeded", TransientError),
+        ("DeadlineExceeded", "The RayJob has passed the activeDeadlineSeconds.", TransientError),
+        ("PreRunningDeadlineExceeded", "", TransientError),
+        ("JobDeploymentStatusTransitionGracePeriodExceeded", "", TransientError),
+        ("JobStatusCheckTimeoutExceeded", "timed out", TransientError),
+        ("ValidationFailed", "backoffLimit must be a positive integer", ConfigError),
+        ("AppFailed", "Job entrypoint command failed with exit code 1", SlipwayError),
+        ("AppFailed", "Ray head pod not found.", TransientError),
+        ("AppFailed", "Submitter completed but Ray job not found in RayCluster.", TransientError),
+        ("AppFailed", "Job supervisor actor died unexpectedly", TransientError),
+        ("SomethingNew", "as told by a newer operator", SlipwayError),
+        ("", "", SlipwayError),
+    ],
+)
+def test_failed_rayjob_is_told_by_its_reason(reason: str, message: str, error: type[SlipwayError]) -> None:
+    verdict = rayjob_states.verdict(rayjob(jobDeploymentStatus="Failed", jobStatus="FAILED", reason=reason, message=message))
+    assert raised(verdict) == ("failed", error)
+    assert message.rstrip(".") in verdict.text
+    assert "RayJob train" in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, TransientError),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}, SlipwayError),  # KubeRay before 1.1
+        ({"jobDeploymentStatus": "ValidationFailed", "message": "name is too long"}, ConfigError),
+        ({"jobDeploymentStatus": "Waiting"}, ConfigError),
+    ],
+)
+def test_rayjob_that_ended_otherwise_than_well_is_a_failure(status: dict[str, Any], error: type[SlipwayError]) -> None:
+    assert raised(rayjob_states.verdict(rayjob(**status))) == ("failed", error)
+
+
+def test_retried_rayjob_says_which_try_and_why_and_failed_one_how_many() -> None:
+    retrying = rayjob(spec={"backoffLimit": 2}, jobDeploymentStatus="Retrying", failed=1, message="exit code 1")
+    assert rayjob_states.verdict(retrying).text == "try 1 of 3 failed (exit code 1); KubeRay starts the next one"
+    assert "in 3 tries" in rayjob_states.verdict(rayjob(jobDeploymentStatus="Failed", reason="AppFailed", failed=3)).text
+
+
+def test_suspended_rayjob_names_the_queue_that_holds_it() -> None:
+    queued = rayjob(labels={"kueue.x-k8s.io/queue-name": "team-a"}, jobDeploymentStatus="Suspended")
+    assert "queue team-a" in rayjob_states.verdict(queued).text
+    assert "spec.suspend" in rayjob_states.verdict(rayjob(jobDeploymentStatus="Suspended")).text
+
+
+@pytest.mark.parametrize(
+    ("message", "outcome"),
+    [
+        ("pods is forbidden: violates PodSecurity restricted:latest", ("failed", ConfigError)),
+        ("pods is forbidden: exceeded quota: team, requested: cpu=8", ("troubled", TransientError)),
+        ("admission webhook policy.example denied the request", ("failed", ConfigError)),
+        ("serviceaccount slipway not found", ("failed", ConfigError)),
+    ],
+)
+def test_refused_pods_of_a_ray_cluster_are_told_while_it_starts(message: str, outcome: tuple[str, type[SlipwayError]]) -> None:
+    status = cluster("ReplicaFailure", "True", "FailedCreateHeadPod", message)
+    job = rayjob_states.verdict(rayjob(jobDeploymentStatus="Initializing", rayClusterStatus=status))
+    assert raised(job) == outcome
+    assert message in job.text
+    service = rayservice(pendingServiceStatus={"rayClusterName": "c", "rayClusterStatus": status})
+    assert raised(rayservice_states.verdict(service)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        ({}, "being made"),
+        (cluster("HeadPodReady", "False", "ContainersNotReady", "ray-head"), "head of its Ray cluster is not ready: ContainersNotReady"),
+        (cluster("HeadPodReady", "True", "HeadPodRunningAndReady", availableWorkerReplicas=1, desiredWorkerReplicas=4), "1 of 4 workers"),
+        ({"state": "ready"}, "is ready"),
+    ],
+)
+def test_starting_ray_cluster_tells_how_far_it_is(status: dict[str, Any], text: str) -> None:
+    assert text in rayjob_states.verdict(rayjob(jobDeploymentStatus="Initializing", rayClusterStatus=status)).text
+
+
+def rayservice(*conditions: dict[str, Any], spec: dict[str, Any] | None = None, generation: int = 1, **status: Any) -> dict[str, Any]:
+    filled = {"observedGeneration": 1, "conditions": list(conditions), **status}
+    return {"kind": "RayService", "metadata": {"name": "toy", "generation": generation}, "spec": spec or {}, "status": filled}
+
+
+def told(kind: str, status: str, reason: str, message: str = "so it is") -> dict[str, Any]:
+    return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+READY, NOT_READY = told("Ready", "True", "NonZeroServeEndpoints"), told("Ready", "False", "Initializing")
+UPGRADING, NOT_UPGRADING = told("UpgradeInProgress", "True", "BothActivePendingClustersExist"), told("UpgradeInProgress", "False", "x")
+
+
+def serves(name: str, status: str, deployment: str = "HEALTHY") -> dict[str, Any]:
+    state = {"status": deployment, "message": "replica 1"}
+    return {"rayClusterName": name, "applicationStatuses": {"slipway": {"status": status, "serveDeploymentStatuses": {"model": state}}}}
+
+
+@pytest.mark.parametrize(
+    ("service", "outcome"),
+    [
+        (rayservice(NOT_READY, NOT_UPGRADING), ("waiting", None)),
+        (rayservice(READY, NOT_UPGRADING, numServeEndpoints=2), ("done", None)),
+        (rayservice(READY, NOT_UPGRADING, generation=2), ("waiting", None)),  # what serves is what was before
+        (rayservice(READY, UPGRADING, activeServiceStatus=serves("a", "RUNNING")), ("running", None)),
+        (rayservice(told("Ready", "False", "InitializingTimeout")), ("failed", TransientError)),
+        (rayservice(told("Ready", "False", "ZeroServeEndpoints")), ("troubled", TransientError)),
+        (rayservice(told("Ready", "False", "ValidationFailed")), ("failed", ConfigError)),
+        (rayservice(READY, told("RollbackInProgress", "True", "x")), ("troubled", TransientError)),
+        (rayservice(told("Suspended", "True", "x")), ("waiting", None)),
+        (rayservice(READY, spec={"suspend": True}), ("waiting", None)),
+        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOY_FAILED")), ("failed", SlipwayError)),
+        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOYING", "UPDATING")), ("waiting", None)),
+        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "NOT_STARTED", "UPDATING")), ("waiting", None)),
+        (rayservice(READY, activeServiceStatus=serves("a", "UNHEALTHY")), ("troubled", TransientError)),
+        (rayservice(READY, activeServiceStatus=serves("a", "RUNNING", "UNHEALTHY")), ("troubled", TransientError)),
+        (rayservice(serviceStatus="Running"), ("done", None)),
+        *(
+            (rayservice(serviceStatus=state), ("troubled", TransientError))
+            for state in ("FailedToGetOrCreateRayCluster", "FailedToUpdateService", "FailedToUpdateServingPodLabel")
+        ),
+        (rayservice(serviceStatus="WaitForServeDeploymentReady"), ("waiting", None)),
+        ({"kind": "RayService", "metadata": {"name": "toy"}}, ("waiting", None)),
+    ],
+)
+def test_rayservice_state_is_told(service: dict[str, Any], outcome: tuple[str, type[SlipwayError] | None]) -> None:
+    assert raised(workload_states.verdict(service)) == outcome
+
+
+def test_failed_upgrade_says_that_what_was_served_goes_on() -> None:
+    upgrade = rayservice(READY, UPGRADING, activeServiceStatus=serves("a", "RUNNING"), pendingServiceStatus=serves("b", "DEPLOY_FAILED"))
+    assert "What was served before goes on" in rayservice_states.verdict(upgrade).text
+    first = rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOY_FAILED"))
+    assert "goes on" not in rayservice_states.verdict(first).text
+
+
+def pod(*states: dict[str, Any], last: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    containers = [{"name": f"c{number}", "state": state, "lastState": last or {}} for number, state in enumerate(states)]
+    return {"kind": "Pod", "metadata": {"name": "p"}, "status": {"containerStatuses": containers, **status}}
+
+
+RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "hope"),
+    [
+        ("ErrImagePull", ConfigError, "little"),
+        ("ImagePullBackOff", ConfigError, "little"),
+        ("InvalidImageName", ConfigError, "none"),
+        ("ErrImageNeverPull", ConfigError, "none"),
+        ("SignatureValidationFailed", ConfigError, "none"),
+        ("ImageInspectError", TransientError, "little"),
+        ("RegistryUnavailable", TransientError, "good"),
+        ("CreateContainerConfigError", ConfigError, "little"),
+        ("CreateContainerError", ConfigError, "little"),
+        ("RunContainerError", ConfigError, "little"),
+        ("PreCreateHookError", SlipwayError, "little"),
+        ("PreStartHookError", SlipwayError, "little"),
+        ("PostStartHookError", SlipwayError, "little"),
+        ("CrashLoopBackOff", SlipwayError, "little"),
+    ],
+)
+@pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])
+def test_container_that_does_not_start_is_told_by_its_reason(reason: str, error: type[SlipwayError], hope: str, where: str) -> None:
+    waiting = {"name": "main", "state": {"waiting": {"reason": reason, "message": "the very cause."}}}
+    waiting["lastState"] = {"terminated": {"exitCode": 3, "message": "the very cause."}}
+    trouble = pod_states.trouble_of({"metadata": {"name": "p"}, "status": {where: [waiting]}})
+    assert trouble is not None
+    assert (type(trouble.error), trouble.hope) == (error, hope)
+    assert "container main of pod p" in trouble.error.message
+    assert "the very cause" in trouble.error.message
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "hope"),
+    [
+        (pod(OOM, phase="Failed"), ConfigError, "none"),
+        (pod({"waiting": {"reason": "CrashLoopBackOff"}}, last=OOM), ConfigError, "none"),
+        (pod(RUNNING, last=OOM), ConfigError, "good"),
+        (pod({"terminated": {"exitCode": 128, "reason": "ContainerCannotRun"}}), ConfigError, "none"),
+        (pod({"terminated": {"exitCode": 128, "reason": "StartError"}}), ConfigError, "none"),
+        (pod({"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}), TransientError, "good"),
+        (pod(phase="Unknown"), TransientError, "good"),
+        *((pod(phase="Failed", reason=reason), TransientError, "good") for reason in pod_states.ENDED),
+        *((pod(conditions=[told("DisruptionTarget", "True", reason)]), TransientError, "good") for reason in pod_states.DISRUPTIONS),
+        (pod(conditions=[told("PodScheduled", "False", "Unschedulable", "0/3 nodes")], phase="Pending"), TransientError, "good"),
+        (pod(conditions=[told("PodScheduled", "False", "SchedulingGated")], phase="Pending"), TransientError, "good"),
+    ],
+)
+def test_pod_that_was_ended_or_finds_no_node_is_told(found: dict[str, Any], error: type[SlipwayError], hope: str) -> None:
+    trouble = pod_states.trouble_of(found)
+    assert trouble is not None
+    assert (type(trouble.error), trouble.hope) == (error, hope)
+
+
+@pytest.mark.parametrize(
+    "healthy",
+    [
+        pod(RUNNING, phase="Running"),
+        pod({"waiting": {"reason": "ContainerCreating"}}, phase="Pending"),
+        pod({"waiting": {"reason": "PodInitializing"}}, phase="Pending"),
+        pod({"terminated": {"exitCode": 0, "reason": "Completed"}}, phase="Succeeded"),
+        pod({"terminated": {"exitCode": 1, "reason": "Error"}}, phase="Failed"),  # its owner tells that: a program that failed
+        {"metadata": {"name": "p"}},
+    ],
+)
+def test_pod_that_starts_runs_or_ended_by_itself_is_no_trouble(healthy: dict[str, Any]) -> None:
+    assert pod_states.trouble_of(healthy) is None
+
+
+def test_worst_trouble_is_the_one_that_does_not_pass() -> None:
+    unscheduled = pod(conditions=[told("PodScheduled", "False", "Unschedulable")])
+    found = pod_states.worst([pod(RUNNING), unscheduled, pod(OOM)])
+    assert found is not None
+    assert "memory limit" in found.error.message
+    assert pod_states.worst([pod(RUNNING)]) is None
+
+
+def workload(kind: str, spec: dict[str, Any] | None = None, generation: int = 1, **status: Any) -> dict[str, Any]:
+    return {"kind": kind, "metadata": {"name": "w", "generation": generation}, "spec": spec or {}, "status": status}
+
+
+def deployment(replicas: int = 2, generation: int = 1, **status: Any) -> dict[str, Any]:
+    return workload("Deployment", {"replicas": replicas}, generation, observedGeneration=1, **status)
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [
+        (deployment(replicas=2, updatedReplicas=2, availableReplicas=2), ("done", None)),
+        (deployment(replicas=0), ("done", None)),
+        (deployment(updatedReplicas=2, availableReplicas=1), ("waiting", None)),
+        (workload("Deployment", {"replicas": 2}, replicas=3, updatedReplicas=1, availableReplicas=3), ("running", None)),
+        (deployment(generation=2, updatedReplicas=2, availableReplicas=2), ("waiting", None)),
+        (deployment(conditions=[told("Progressing", "False", "ProgressDeadlineExceeded")]), ("failed", TransientError)),
+        (deployment(conditions=[told("ReplicaFailure", "True", "FailedCreate", "exceeded quota")]), ("troubled", ConfigError)),
+        (workload("StatefulSet", {"replicas": 1}, readyReplicas=1), ("done", None)),
+        (workload("StatefulSet", {"replicas": 1}), ("waiting", None)),
+        (workload("Job", conditions=[told("Complete", "True", "x")]), ("done", None)),
+        (workload("Job", active=1), ("running", None)),
+        (workload("Job", {"suspend": True}), ("waiting", None)),
+        (workload("Job", conditions=[told("Failed", "True", "DeadlineExceeded")]), ("failed", TransientError)),
+        *(
+            (workload("Job", conditions=[told("Failed", "True", reason)]), ("failed", SlipwayError))
+            for reason in ("BackoffLimitExceeded", "PodFailurePolicy", "FailedIndexes", "MaxFailedIndexesExceeded")
+        ),
+        (workload("PersistentVolumeClaim", phase="Bound"), ("done", None)),
+        (workload("PersistentVolumeClaim", phase="Pending"), ("waiting", None)),
+        (workload("PersistentVolumeClaim", phase="Lost"), ("failed", ConfigError)),
+        (workload("HorizontalPodAutoscaler", conditions=[told("ScalingActive", "False", "FailedGetMetric")]), ("troubled", TransientError)),
+        (workload("HorizontalPodAutoscaler", conditions=[told("ScalingActive", "False", "ScalingDisabled")]), ("done", None)),
+        (workload("HTTPRoute", parents=[{"conditions": [told("Accepted", "True", "Accepted")]}]), ("done", None)),
+        (workload("HTTPRoute", parents=[{"conditions": [told("ResolvedRefs", "False", "BackendNotFound")]}]), ("troubled", ConfigError)),
+        (workload("HTTPRoute"), ("waiting", None)),
+        (workload("CronJob", {"schedule": "0 3 * * *"}), ("done", None)),
+        (workload("ConfigMap"), ("done", None)),
+    ],
+)
+def test_state_of_a_builtin_kind_is_told(found: dict[str, Any], outcome: tuple[str, type[SlipwayError] | None]) -> None:
+    assert raised(workload_states.verdict(found)) == outcome
