@@ -132,7 +132,8 @@ class CheckpointStore:
             yield f"{self._root}/{name}"
             return
         with tempfile.TemporaryDirectory(prefix="slipway-checkpoint-") as folder:
-            self._files.get(f"{self._root}/{name}/", f"{folder}/", recursive=True)
+            paths = self._files.find(f"{self._root}/{name}")  # file by file: an object store has no folders to get
+            self._files.get(paths, [f"{folder}/{PurePath(path).name}" for path in paths])
             yield folder
 
     def _read_folder(self, reader: Any, name: str, facts: dict[str, Any]) -> TrainState:

@@ -151,7 +151,8 @@ def test_order_that_was_done_is_not_run_again_and_one_sent_again_is(store: Artif
     shipment.send()
     assert not shipment.is_done()
     assert run_elsewhere(shipment, tmp_path / "third/home") == 0
-    assert (tmp_path / "third/home/staging/merge-2/output/text").is_file()
+    assert (tmp_path / "third/home/staging/merge-2/config.json").is_file()
+    assert not (tmp_path / "third/home/staging/merge-2/output").exists()  # it is in the store now
 
 
 def test_result_whose_artifact_was_removed_from_the_store_does_not_count(store: ArtifactStore, home: Path, tmp_path: Path) -> None:

@@ -113,9 +113,9 @@ def steps_kept(place: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in place.glob(f"step-*/{STATE_NAME}"))
 
 
-@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
-def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path, scheme: str) -> None:
-    place = f"{scheme}{tmp_path}/checkpoints"
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://", "s3://"])
+def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path, scheme: str, request: pytest.FixtureRequest) -> None:
+    place = f"{request.getfixturevalue('bucket') if scheme == 's3://' else scheme}{tmp_path}/checkpoints"
     saved(place, 10, 20, 30)
     loaded = store(place).load_latest()
     assert loaded is not None
