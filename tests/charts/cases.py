@@ -82,7 +82,7 @@ INGRESS = {"ingress": {"enabled": True, "host": "mlflow.example.com", "tlsSecret
 
 WITH_ALL = {
     "env": [{"name": "HF_HOME", "value": "/cache"}, {"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
-    "volumes": [{"claim": "datasets", "path": "/data"}, {"claim": "hub-cache", "path": "/cache", "readOnly": False}],
+    "volumes": [{"existingClaim": "datasets", "path": "/data"}, {"existingClaim": "hub-cache", "path": "/cache", "readOnly": False}],
     "home": {"enabled": True},
     "imagePullSecrets": ["registry"],
     "labels": {"team": "a"},

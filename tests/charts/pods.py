@@ -15,6 +15,8 @@ TEMPLATES = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 CLUSTERS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
+# The operator's own, where autoscalerOptions names none.
+AUTOSCALER_RESOURCES = {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}}
 # What the operator's and Ray's own containers listen on beside what a template declares.
 RAY_HEAD_PORTS = (6379, 8265, 10001, 8000)
 
@@ -87,13 +89,26 @@ def _ray_pods(document: Document) -> Iterator[PodTemplate]:
     cluster = find(document, path) or {}
     where = ".".join(path)
     head = cluster.get("headGroupSpec", {})
-    yield _pod(document, f"{where}.headGroupSpec.template", head.get("template", {}), 1, 1, {"ray.io/node-type": "head"})
+    template = _with_autoscaler(head.get("template", {}), cluster)
+    yield _pod(document, f"{where}.headGroupSpec.template", template, 1, 1, {"ray.io/node-type": "head"})
     for index, group in enumerate(cluster.get("workerGroupSpecs", ())):
         hosts = group.get("numOfHosts", 1)
         least, most = group.get("minReplicas", group.get("replicas", 0)), group.get("maxReplicas", group.get("replicas", 0))
         added = {"ray.io/node-type": "worker", "ray.io/group": group.get("groupName", "")}
         at = f"{where}.workerGroupSpecs[{index}].template"
         yield _pod(document, at, group.get("template", {}), least * hosts, most * hosts, added)
+
+
+def _with_autoscaler(template: Document, cluster: Document) -> Document:
+    """A head's template with the container that the operator adds to it where Ray's autoscaler is wanted."""
+    spec = template.get("spec", {})
+    if not cluster.get("enableInTreeAutoscaling") or not spec.get("containers"):
+        return template
+    options = cluster.get("autoscalerOptions", {})
+    taken = ("env", "envFrom", "imagePullPolicy", "resources", "securityContext", "volumeMounts")
+    container = {"name": "autoscaler", "image": spec["containers"][0].get("image"), "resources": AUTOSCALER_RESOURCES}
+    container |= {key: options[key] for key in taken if key in options}
+    return {**template, "spec": {**spec, "containers": [*spec["containers"], container]}}
 
 
 def _pod(document: Document, path: str, template: Document, least: int, most: int, added: Mapping[str, str] | None = None) -> PodTemplate:

@@ -128,7 +128,7 @@ def test_values_for_the_executor_render_one_rayjob_of_the_same_release() -> None
         "workers": {"workersPerPod": 2, "nodeSelector": {"pool": "gpu"}},
         "env": [{"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
         "monitor": {"enabled": True},
-        "volumes": [{"claim": "data", "path": "/data"}],
+        "volumes": [{"existingClaim": "data", "path": "/data"}],
         "rayJob": {"queueName": "team", "backoffLimit": 7},
     }
     release = render("training", {**PIPELINE, **extras}, name="nightly", api_versions=["monitoring.coreos.com/v1"])

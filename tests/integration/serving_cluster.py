@@ -27,6 +27,8 @@ from pipelines.charts import render
 HEAD_IP = "127.0.0.1"
 GATEWAY_IP = "127.0.0.2"
 TOKEN = "0123456789abcdef" * 4
+RAY_TOKEN = "fedcba9876543210" * 4
+RAY_ACCESS = {"Authorization": f"Bearer {RAY_TOKEN}"}
 OBJECT_STORE_BYTES = 80_000_000
 
 
@@ -132,7 +134,7 @@ class ServingCluster:
             self.nodes.append(self.add_node(is_head=False))
         self.deploy(self.service["serveConfigV2"])
         for gateway in self.gateways:
-            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 120, f"a gateway is ready: {self.status()}")
+            wait_until(lambda url=gateway.url: httpx.get(f"{url}/health").status_code == 200, 240, f"a gateway is ready: {self.status()}")
 
     def start_gateway(self, number: int) -> Gateway:
         """A gateway with the config of the chart's ConfigMap, at ports of its own: its pods would have addresses of their own."""
@@ -174,23 +176,27 @@ class ServingCluster:
         place += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--block", "--disable-usage-stats"]
         environment = self.environment(f"node{number}")
         command = [str(Path(sys.executable).with_name("ray")), "start", *place, *[f"--{name}={value}" for name, value in own.items()]]
-        log = (self.folder / f"node{number}.log").open("wb")
-        node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        with (self.folder / f"node{number}.log").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
         if is_head:
-            wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 60, "Ray's head is up")
+            wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 180, "Ray's head is up")
         return node
 
     def deploy(self, serve_config: str) -> None:
         """What KubeRay does with serveConfigV2; only the port of Ray Serve's proxy is another."""
         config = yaml.safe_load(serve_config)
         config["http_options"] |= {"host": HEAD_IP, "port": self.serve_port}
-        answer = httpx.put(f"{self.dashboard}/api/serve/applications/", json=config, timeout=60)
-        assert answer.status_code == 200, answer.text
+
+        def put() -> bool:
+            return httpx.put(f"{self.dashboard}/api/serve/applications/", json=config, headers=RAY_ACCESS, timeout=60).is_success
+
+        wait_until(put, 180, "Ray Serve takes the applications")  # it is tried again, as KubeRay does
 
     def status(self) -> str:
         """What Ray Serve says of the applications."""
         with contextlib.suppress(httpx.HTTPError, ValueError):
-            applications = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).json()["applications"]
+            applications = httpx.get(f"{self.dashboard}/api/serve/applications/", headers=RAY_ACCESS, timeout=30).json()["applications"]
             return json.dumps({name: (each["status"], each["message"]) for name, each in applications.items()})
         return "Ray's dashboard does not answer"
 
@@ -203,6 +209,8 @@ class ServingCluster:
             "SLIPWAY_GATEWAYS": ",".join(f"{GATEWAY_IP}:{port}" for port in self.announce_ports),
             "SLIPWAY_FRONT_TOKEN_FILE": str(self.folder / "token"),
             "SLIPWAY_WAKE_URL": f"http://{HEAD_IP}:{self.serve_port}",
+            "RAY_AUTH_MODE": "token",  # as KubeRay sets them where the chart has `rayToken`
+            "RAY_AUTH_TOKEN": RAY_TOKEN,
             "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         }

@@ -48,7 +48,7 @@ def cluster(store: str, toy_quantized: Path) -> Iterator[ServingCluster]:
     made = ServingCluster(values(store, read_manifest(toy_quantized).digest), variables={"SLIPWAY_STORE": store})
     try:
         made.start()
-        wait_until(lambda: all(len(gateway.replicas()) == 2 for gateway in made.gateways), 60, "two replicas at each gateway")
+        wait_until(lambda: all(len(gateway.replicas()) == 2 for gateway in made.gateways), 120, "two replicas at each gateway")
         yield made
     finally:
         made.stop()
@@ -112,6 +112,7 @@ def test_gateway_killed_under_load_costs_the_other_ones_clients_nothing(cluster:
 
     async def kill() -> None:
         goes.process.kill()
+        goes.process.wait()
 
     statuses, ends = under_load([stays.url], kill)
     assert (set(statuses), set(ends)) == ({200}, {"[DONE]"})
@@ -162,7 +163,7 @@ def test_another_config_under_load_exchanges_replicas_and_costs_no_answer(cluste
 
     async def deploy() -> None:
         await asyncio.to_thread(cluster.deploy, yaml.safe_dump(config))
-        await asyncio.to_thread(wait_until, is_exchanged, 120, "both replicas exchanged")
+        await asyncio.to_thread(wait_until, is_exchanged, 240, "both replicas exchanged")
 
     statuses, ends = under_load([gateway.url for gateway in cluster.gateways], deploy)
     assert (set(statuses), set(ends)) == ({200}, {"[DONE]"})
@@ -182,7 +183,7 @@ def test_node_drained_and_lost_under_load_costs_no_answer(cluster: ServingCluste
     statuses, ends = under_load([gateway.url for gateway in cluster.gateways], drain)
     assert (set(statuses), set(ends)) == ({200}, {"[DONE]"})
     cluster.nodes[1] = cluster.add_node(is_head=False)
-    wait_until(lambda: len(cluster.gateways[0].replicas()) == 2, 120, f"a replica on the new node: {cluster.status()}")
+    wait_until(lambda: len(cluster.gateways[0].replicas()) == 2, 240, f"a replica on the new node: {cluster.status()}")
 
 
 def test_node_lost_at_once_under_load_costs_no_whole_answer(cluster: ServingCluster) -> None:

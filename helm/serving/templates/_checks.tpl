@@ -1,6 +1,6 @@
 {{- /* What a schema cannot see. Each line says what was found and what to do; all of them are shown at once. */ -}}
 {{- define "serving.checks" -}}
-{{- $problems := concat (include "serving.modelProblems" . | fromYamlArray) (include "serving.keyProblems" . | fromYamlArray) (include "serving.placeProblems" . | fromYamlArray) (include "serving.entryProblems" . | fromYamlArray) -}}
+{{- $problems := concat (include "serving.modelProblems" . | fromYamlArray) (include "serving.keyProblems" . | fromYamlArray) (include "serving.placeProblems" . | fromYamlArray) (include "serving.entryProblems" . | fromYamlArray) (include "serving.envProblems" . | fromYamlArray) -}}
 {{- if $problems -}}
 {{- fail (printf "%d problem(s)\n  - %s" (len $problems) (join "\n  - " $problems)) -}}
 {{- end -}}
@@ -136,5 +136,16 @@
 {{- if and .enabled (gt (int64 .minReplicas) (int64 .maxReplicas)) }}
 - {{ printf "gateway.autoscaling: minReplicas %d is above maxReplicas %d. Lower it." (int64 .minReplicas) (int64 .maxReplicas) | quote }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "serving.envProblems" -}}
+{{- $taken := list "RAY_gcs_rpc_server_reconnect_timeout_s" -}}
+{{- range include "serving.addresses" . | fromYamlArray -}}{{- $taken = append $taken .name -}}{{- end -}}
+{{- range .Values.env }}
+{{- if has .name $taken }}
+- {{ printf "env names %s twice, or the chart sets it itself. Leave it out." .name | quote }}
+{{- end }}
+{{- $taken = append $taken .name -}}
 {{- end }}
 {{- end -}}

@@ -35,9 +35,9 @@ spec:
       envFrom:
         {{- . | trim | nindent 8 }}
       {{- end }}
-      {{- with .pod.resources }}
+      {{- with include "slipway.resources" .pod.resources }}
       resources:
-        {{- toYaml . | nindent 8 }}
+        {{- . | trim | nindent 8 }}
       {{- end }}
       ports:
         {{- if $isHead }}
@@ -53,10 +53,12 @@ spec:
         {{- end }}
         - name: metrics
           containerPort: 8080
+        - name: dashboard-agent
+          containerPort: 52365
       livenessProbe:
         httpGet:
           path: /api/local_raylet_healthz
-          port: 52365
+          port: dashboard-agent
         initialDelaySeconds: 30
         periodSeconds: 10
         timeoutSeconds: 5
@@ -64,7 +66,7 @@ spec:
       readinessProbe:
         httpGet:
           path: {{ ternary "/api/gcs_healthz" "/api/local_raylet_healthz" $isHead }}
-          port: {{ ternary 8265 52365 $isHead }}
+          port: {{ ternary "dashboard" "dashboard-agent" $isHead }}
         initialDelaySeconds: 5
         periodSeconds: 5
         timeoutSeconds: 5
@@ -109,22 +111,6 @@ spec:
     {{- with include "slipway.volumes" .root }}{{ . | trim | nindent 4 }}{{- end }}
     {{- else if .root.Values.autoscaler.enabled }}
     # For the autoscaler's container only: what runs under Ray gets no word to Kubernetes.
-    - name: kubernetes-token
-      projected:
-        defaultMode: 0440
-        sources:
-          - serviceAccountToken:
-              expirationSeconds: 3600
-              path: token
-          - configMap:
-              name: kube-root-ca.crt
-              items:
-                - key: ca.crt
-                  path: ca.crt
-          - downwardAPI:
-              items:
-                - path: namespace
-                  fieldRef:
-                    fieldPath: metadata.namespace
+    {{- include "slipway.kubernetesToken" .root | nindent 4 }}
     {{- end }}
 {{- end -}}

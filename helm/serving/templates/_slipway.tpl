@@ -179,7 +179,7 @@ runtimeClassName: {{ . | quote }}
 {{- range $index, $volume := .Values.volumes }}
 - name: volume-{{ $index }}
   persistentVolumeClaim:
-    claimName: {{ .claim | quote }}
+    claimName: {{ .existingClaim | quote }}
 {{- end }}
 {{- end -}}
 
@@ -321,4 +321,16 @@ spec:
 - name: kubernetes-token
   mountPath: /var/run/secrets/kubernetes.io/serviceaccount
   readOnly: true
+{{- end -}}
+
+{{- /* Resources of a container. Every quantity is text: where a kind takes whole numbers or text, as KubeRay's do, half a core is none. */ -}}
+{{- define "slipway.resources" -}}
+{{- range $kind := list "requests" "limits" }}
+{{- with index $ $kind }}
+{{ $kind }}:
+  {{- range $name, $quantity := . }}
+  {{ $name | quote }}: {{ toString $quantity | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}

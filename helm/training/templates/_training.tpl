@@ -73,6 +73,8 @@ spec:
         - name: client
           containerPort: 10001
         {{- end }}
+        - name: dashboard-agent
+          containerPort: 52365
         - name: metrics
           containerPort: 8080
       # Training takes all cores, so Ray may be slow to answer, and to start the pod again for that would cost the steps since a checkpoint.
