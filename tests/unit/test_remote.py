@@ -18,6 +18,7 @@ from infra.errors import ArtifactError, ConfigError, SlipwayError, TransientErro
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
 from pipelines.executors.shipping import Shipment
+from serving.config import PredictJob, ServeConfig
 from tests.conftest import wait_for
 from training.config import BaseJob, DataSource, RowsJob
 
@@ -225,3 +226,17 @@ def test_programs_of_one_step_have_names_and_orders_of_their_own(store: Artifact
     names = ["slipway-prove-3", "slipway-prove-3-training-score", "slipway-prove-3-int8-score", "slipway-prove-3-int8-ask"]
     assert [each.name for each in shipments] == names
     assert len({each.order for each in shipments}) == len(programs)
+
+
+def test_interpreter_of_the_driver_s_machine_is_left_out_of_the_order(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "python").touch()
+    serve = ServeConfig(engine="vllm", engine_python=tmp_path / "python")
+    base = home / "artifacts/base-1"
+    ours = PredictJob(output_dir=home / "staging/predict-1/output", model_dir=base, tokens_dir=base, serve=serve)
+    shipment = Shipment(store, home, "serving.predict", ours)
+    shipment.send()
+    order = orders.read(store, shipment.order, orders.Order)
+    assert order is not None
+    found = PredictJob.model_validate(orders.arrive(store, order, tmp_path / "other"))
+    assert (found.serve.engine, found.serve.engine_python) == ("vllm", None)
+    assert order.files == {}
