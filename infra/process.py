@@ -164,7 +164,8 @@ class _ShowVersion(argparse.Action):
     """Looks the version up only where it is asked for: a program may run from a folder, of which nothing is installed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.exit(message=f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}\n")
+        print(f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
+        parser.exit()
 
 
 def _stop_without(parent_pid: int) -> None:
