@@ -82,6 +82,14 @@ def test_keys_of_clients_are_not_left_behind(tmp_path: Path, settings: Settings)
     assert found["config"]["serve"]["api_keys_file"] == values.API_KEYS_PATH
 
 
+def test_folder_of_a_draft_model_must_be_one_that_the_pods_have(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, serve={"speculative": {"kind": "draft", "draft_model_dir": "/here/small"}})
+    with pytest.raises(ConfigError, match="/here/small, a folder of this machine"):
+        serving(spec, settings)
+    there = {"config": {"model": MODEL, "serve": {"speculative": {"draft_model_dir": "/models/small"}}}}
+    assert serving(spec, settings, there)["config"]["serve"]["speculative"] == {"kind": "draft", "draft_model_dir": "/models/small"}
+
+
 def test_public_keys_go_along(tmp_path: Path, settings: Settings) -> None:
     keys = settings.home / "keys"
     keys.mkdir(parents=True)
