@@ -178,10 +178,18 @@ class ServingCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", *place, *[f"--{name}={value}" for name, value in own.items()]]
         with (self.folder / f"node{number}.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
         if is_head:
             wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 180, "Ray's head is up")
-        return node
+        else:
+            wait_until(lambda: process.poll() is not None or ip in self.living_ips(), 180, "a worker has joined")
+        if process.poll() is not None:  # Ray gives a node up that is not up within 30 s; a pod would start again too
+            return self.add_node(is_head)
+        return Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
+
+    def living_ips(self) -> set[str]:
+        """Addresses of the nodes that Ray counts."""
+        found = httpx.get(f"{self.dashboard}/nodes", params={"view": "summary"}, headers=RAY_ACCESS, timeout=30).json()["data"]["summary"]
+        return {node["raylet"]["nodeManagerAddress"] for node in found if node["raylet"]["state"] == "ALIVE"}
 
     def deploy(self, serve_config: str) -> None:
         """What KubeRay does with serveConfigV2; only the port of Ray Serve's proxy is another."""
