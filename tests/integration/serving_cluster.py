@@ -76,7 +76,7 @@ class Node:
     def drain(self, timeout_s: float) -> subprocess.Popen[bytes]:
         """What the pod's `preStop` runs."""
         command = [sys.executable, "-m", "serving.node", "--timeout-s", str(timeout_s)]
-        return subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, env=self.environment)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class ServingCluster:
     gateways: list[Gateway] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.manifests = render("serving", self.values, name="toy")
+        self.render(self.values)
         self.dashboard = f"http://{HEAD_IP}:{free_port()}"
         self.gcs = f"{HEAD_IP}:{free_port()}"
         self.serve_port = free_port()
@@ -125,6 +125,10 @@ class ServingCluster:
     def service(self) -> dict[str, Any]:
         """The RayService's spec."""
         return dict(manifest(self.manifests, "RayService", "model")["spec"])
+
+    def render(self, values: dict[str, Any]) -> None:
+        """What is told from now on."""
+        self.manifests = render("serving", values, name="toy")
 
     def start(self) -> None:
         """Starts all of it; returns when every gateway is ready."""
