@@ -229,9 +229,11 @@ def test_model_that_sleeps_is_woken_by_a_request(cluster: ServingCluster, store:
     cluster.gateways[0].process.kill()
     cluster.gateways[0].process.wait()
     cluster.gateways[0] = cluster.restart_gateway(0)
-    wait_until(lambda: not cluster.gateways[0].replicas(), 120, "nobody asks, and no replica is left")
+    wait_until(
+        lambda: httpx.get(f"http://{HEAD_IP}:{cluster.serve_port}/wake").status_code == 403, 120, "a bell, which strangers do not ring"
+    )
+    wait_until(lambda: not cluster.gateways[1].replicas(), 120, "nobody asks, and no replica is left")
     assert httpx.get(f"{cluster.gateways[0].url}/health").json() == {"status": "ok", "replicas": 0}
-    assert httpx.get(f"http://{HEAD_IP}:{cluster.serve_port}/wake").status_code == 403, "strangers do not ring"
     assert ask(cluster.gateways[0].url, "wake up").status_code == 200
 
 
