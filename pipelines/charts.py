@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,8 +22,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CHARTS_DIR = REPOSITORY / "helm"
 TOOLS_DIR = REPOSITORY / ".tools" / "bin"
 HELM_TIMEOUT_S = 60.0
+INTEGER = re.compile(r"^[-+]?(0[0-7]*|[1-9][0-9]*)$")
+FLOAT = re.compile(r"^[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 HELM_VARIABLES = ("PATH", "HOME", "TMPDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@functools.cache
+def _like_helm() -> Any:
+    """A loader that reads scalars as Helm and the API server do: `=`, `12:30` and dates are text, and `4e+07` is a number."""
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """Of this module's own: the resolvers of PyYAML's are shared by everybody."""
+
+    kept = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":value", ":timestamp", ":int", ":float"))]
+        for first, found in Loader.yaml_implicit_resolvers.items()
+    }
+    Loader.yaml_implicit_resolvers = kept
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, list("-+0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+    return Loader
 
 
 def helm_program() -> Path:
@@ -81,7 +101,7 @@ def render(
 
 def parse_manifests(text: str) -> list[dict[str, Any]]:
     """The objects in a stream of YAML documents; empty documents are left out."""
-    return [document for document in yaml.load_all(text, Loader=_LOADER) if document]
+    return [document for document in yaml.load_all(text, Loader=_like_helm()) if document]
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,14 @@ Source: kubernetes.io/docs/reference/using-api/server-side-apply
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from infra.errors import ConfigError
-from pipelines.cluster.client import Cluster, dry
-from pipelines.cluster.refs import Ref, in_install_order, ref_of
+from pipelines.cluster.client import OURS, Cluster
+from pipelines.cluster.refs import Ref, ref_of
 
-FIELD_MANAGER = "slipway"
 # What the server writes of its own accord; it differs where nothing that we sent does.
 OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "creationTimestamp", "uid")
 Change = Literal["created", "changed", "unchanged"]
@@ -37,34 +36,11 @@ def apply(cluster: Cluster, manifest: Mapping[str, Any], *, force: bool = False,
     ref = ref_of(manifest)
     path = cluster.path_of(ref)
     before = cluster.get(ref)
-    query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force).lower(), **dry(dry_run)}
+    query = {**OURS, "fieldValidation": "Strict", "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
     live = cluster.request("PATCH", path, f"apply {ref}", query=query, body=manifest, content_type="application/apply-patch+yaml").body
     if before is None:
         return Applied(ref, "created", live)
     return Applied(ref, "unchanged" if asked_of(before) == asked_of(live) else "changed", live)
-
-
-def apply_all(
-    cluster: Cluster,
-    manifests: Sequence[Mapping[str, Any]],
-    *,
-    force: bool = False,
-    dry_run: bool = False,
-    on_applied: Callable[[Applied], None] = lambda _: None,
-) -> list[Applied]:
-    """Applies the manifests, those first that others need, after a dry run of all: what is refused is known before anything changes.
-
-    Raises one ConfigError that lists everything that the server refuses.
-    """
-    ordered = in_install_order([dict(manifest) for manifest in manifests])
-    tried = check_all(cluster, ordered, force=force)
-    if dry_run:
-        return tried
-    applied = []
-    for manifest in ordered:
-        applied.append(apply(cluster, manifest, force=force))
-        on_applied(applied[-1])
-    return applied
 
 
 def check_all(cluster: Cluster, manifests: Sequence[Mapping[str, Any]], *, force: bool = False) -> list[Applied]:

@@ -24,6 +24,9 @@ from pipelines.cluster.refusals import Answer, known_error
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
 PAGE_ITEMS = 500
+MAX_BODY_BYTES = 3 << 20
+FIELD_MANAGER = "slipway"
+OURS = {"fieldManager": FIELD_MANAGER}
 Propagation = Literal["Background", "Foreground", "Orphan"]
 Query = Mapping[str, str]
 
@@ -79,29 +82,25 @@ class Cluster:
                 return found, str(metadata.get("resourceVersion", ""))
             page = {"limit": str(PAGE_ITEMS), "continue": metadata["continue"]}
 
-    def create(self, manifest: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any] | None:
+    def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """The object as made, or None where one of its name was there: perhaps from a try of ours whose answer was lost."""
         ref = ref_of(manifest)
         path = self.path(ref.api_version, ref.kind, ref.namespace)
-        answer = self.request("POST", path, f"create {ref}", query=dry(dry_run), body=manifest, expected=(409,))
+        answer = self.request("POST", path, f"create {ref}", query=OURS, body=manifest, expected=(409,))
         return None if answer.status == 409 else answer.body
-
-    def replace(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """The object as replaced. Raises TransientError where its resourceVersion is no longer the newest."""
-        ref = ref_of(manifest)
-        return self.request("PUT", self.path_of(ref), f"replace {ref}", body=manifest).body
 
     def merge(self, ref: Ref, patch: Mapping[str, Any], subresource: str = "") -> dict[str, Any]:
         """The object with a merge patch on it: null deletes a key, a list replaces a list."""
         path = self.path_of(ref) + (f"/{subresource}" if subresource else "")
-        return self.request("PATCH", path, f"change {ref}", body=patch, content_type="application/merge-patch+json").body
+        kind = "application/merge-patch+json"
+        return self.request("PATCH", path, f"change {ref}", query=OURS, body=patch, content_type=kind).body
 
-    def delete(self, ref: Ref, propagation: Propagation = "Background", dry_run: bool = False) -> bool:
+    def delete(self, ref: Ref, propagation: Propagation = "Background") -> bool:
         """Whether there was an object to delete; it may stay for a while until its finalizers are done, see `wait_gone`."""
         if not self.has_kind(ref.api_version, ref.kind):
             return False
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        answer = self.request("DELETE", self.path_of(ref), f"delete {ref}", query=dry(dry_run), body=options, expected=(404,))
+        answer = self.request("DELETE", self.path_of(ref), f"delete {ref}", body=options, expected=(404,))
         return answer.status != 404
 
     def wait_gone(self, ref: Ref, timeout_s: float) -> None:
@@ -157,6 +156,7 @@ class Cluster:
 
         Raises ConfigError or TransientError for any other, the latter after `patience_s` of trying again.
         """
+        _require_size(body, purpose)
         deadline_s = time.monotonic() + self.patience_s
         for pause_s in waits_s():
             outcome = self._try(method, path, query or {}, body, content_type)
@@ -188,6 +188,8 @@ class Cluster:
         try:
             raw = self.api.call_api(*request, _request_timeout=(CONNECT_TIMEOUT_S, read_timeout_s))
         except ApiException as error:  # the library raises this without an answer only where TLS fails
+            if "certificate" not in str(error.reason).lower():
+                raise urllib3.exceptions.SSLError(error.reason) from error
             raise ConfigError(
                 f"{self.api.configuration.host}: {error.reason}. Look at the cluster's certificate in the kubeconfig."
             ) from error
@@ -222,9 +224,11 @@ def selector_query(labels: Mapping[str, str] | None) -> dict[str, str]:
     return {"labelSelector": selector(labels)} if labels else {}
 
 
-def dry(dry_run: bool) -> dict[str, str]:
-    """The query that makes a write a trial."""
-    return {"dryRun": "All"} if dry_run else {}
+def _require_size(body: Any, purpose: str) -> None:
+    """Raises ConfigError for a body that no server takes: it would cut the connection, as if it were away."""
+    size_bytes = len(json.dumps(body))
+    if size_bytes > MAX_BODY_BYTES:
+        raise ConfigError(f"{purpose}: the object has {size_bytes} bytes; an API server takes {MAX_BODY_BYTES}. Make it smaller.")
 
 
 def _needed_for(api_version: str) -> str:

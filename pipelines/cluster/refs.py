@@ -15,6 +15,7 @@ INSTALL_ORDER = (
     "Service", "PodDisruptionBudget", "Pod", "Deployment", "StatefulSet", "DaemonSet", "HorizontalPodAutoscaler", "Job", "CronJob",
     "Ingress",
 )  # fmt: skip
+RANKS = {kind: rank for rank, kind in enumerate(INSTALL_ORDER)}
 
 
 @dataclass(frozen=True, order=True)
@@ -43,13 +44,7 @@ def ref_of(manifest: Mapping[str, Any]) -> Ref:
 
 def in_install_order(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The manifests, those first that others need; the reverse is the order to delete them in."""
-    return sorted(manifests, key=install_rank)
-
-
-def install_rank(manifest: Mapping[str, Any]) -> int:
-    """Place of a manifest's kind in the order of installation."""
-    kind = manifest.get("kind")
-    return INSTALL_ORDER.index(kind) if kind in INSTALL_ORDER else len(INSTALL_ORDER)
+    return sorted(manifests, key=lambda each: RANKS.get(str(each.get("kind")), len(RANKS)))
 
 
 def selector(labels: Mapping[str, str]) -> str:

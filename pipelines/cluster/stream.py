@@ -70,8 +70,8 @@ def lines_of(response: urllib3.BaseHTTPResponse, idle_s: float) -> Iterator[Iter
     finally:
         _cut(response)
         reader.join(CLOSING_S)
-        response.release_conn()
         response.close()
+        response.release_conn()
 
 
 def _until_end(arrived: queue.SimpleQueue[bytes | None], idle_s: float) -> Iterator[bytes | None]:

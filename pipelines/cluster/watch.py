@@ -37,11 +37,6 @@ class Event:
     live: dict[str, Any]
     """The object; where it is gone, as it was last seen."""
 
-    @property
-    def name(self) -> str:
-        """The object's name."""
-        return str(self.live["metadata"]["name"])
-
 
 @dataclass
 class _Known:

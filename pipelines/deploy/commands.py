@@ -128,7 +128,7 @@ def status(name: str | None, place: Place, as_json: bool) -> None:
         raise ConfigError("status --target kubernetes: the name of a deployment, or its spec file, is needed.")
     cluster, deployment = place.connect(), deployment_name(name)
     past = revisions.history(cluster, deployment)
-    rows = readiness.overview(cluster, inventory.members(cluster, deployment, past), deployment)
+    rows = readiness.overview(cluster, inventory.members(cluster, deployment, past, more=(RAY_JOB,)), deployment)
     if not past and not rows:
         raise ConfigError(f"{deployment}: nothing of that name is deployed in namespace {cluster.namespace}. Look at --namespace.")
     if as_json:

@@ -53,4 +53,21 @@ def needs(settings: Settings) -> list[str]:
             f"--executor {settings.executor}: programs run on other machines, and SLIPWAY_STORE names no place that both reach. "
             "Set it, for example to s3://bucket/slipway."
         )
+    if settings.executor == "kubernetes":
+        problems += _needs_of_kubernetes(settings)
+    return problems
+
+
+def _needs_of_kubernetes(settings: Settings) -> list[str]:
+    """Helm, a cluster's address and values that can be read, as far as that can be told without asking the cluster."""
+    from pipelines.charts import helm_program
+    from pipelines.cluster.connect import connect
+    from pipelines.executors.kubernetes import read_values
+
+    problems = []
+    for look in (helm_program, connect, lambda: read_values(settings.kubernetes_values)):
+        try:
+            look()  # type: ignore[operator]
+        except ConfigError as error:
+            problems.append(f"--executor kubernetes: {error.message}")
     return problems

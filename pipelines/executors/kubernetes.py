@@ -60,7 +60,7 @@ class KubernetesExecutor:
         Raises what the program raised; where it left no word, the error that the state of its RayJob or of a pod means.
         """
         shipment = Shipment(self._store, self._home, module, job)
-        ref = Ref(API_VERSION, KIND, job_name(shipment.name))
+        ref = Ref(API_VERSION, KIND, job_name(shipment.name, self._store.place.url))
         if not shipment.is_done():
             self._start(shipment, ref)
             self._follow(shipment, ref, log_file, on_tick)
@@ -121,12 +121,13 @@ class KubernetesExecutor:
         self._cluster.delete(ref, "Background")
 
 
-def job_name(shipment: str) -> str:
-    """A name that KubeRay takes (DNS-1035, 47 characters) for a program's, the same whenever it is asked."""
+def job_name(shipment: str, store: str) -> str:
+    """A name that KubeRay takes (DNS-1035, 47 characters) for a program's, the same whenever it is asked.
+
+    Another store gives another name: drivers of two stores do not find each other's jobs, whose results they would never see.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", shipment.lower()).strip("-")
-    if name == shipment and len(name) <= MAX_NAME_CHARS:
-        return name
-    digest = sha256_bytes(shipment.encode())[:10]
+    digest = sha256_bytes(f"{store}\n{shipment}".encode())[:8]
     return f"{name[: MAX_NAME_CHARS - len(digest) - 1].rstrip('-')}-{digest}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from infra.errors import EXIT_DONE, TransientError
 from infra.orders import Result
+from infra.process import Progress
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.pod_watch import PodWatch
 from pipelines.cluster.rayjob_states import QUEUE_LABEL, verdict
@@ -53,7 +54,7 @@ def follow(cluster: Cluster, ref: Ref, shipment: Shipment, pods: PodWatch, on_ti
         if event is not None:
             live, found = event.live, verdict(event.live)
             if found.text != before:
-                log.info("%s: %s", ref, found.text)
+                _tell(shipment, ref, found)
             if found.phase in ("done", "failed"):
                 return found
         if store_clock.is_due() or found.text != before:  # before KubeRay tries again what would end the same way
@@ -68,6 +69,13 @@ def follow(cluster: Cluster, ref: Ref, shipment: Shipment, pods: PodWatch, on_ti
             advice = "Is KubeRay's operator running, and does it watch this namespace? Then run the same command again."
             return failed(TransientError(f"{ref} has been there for {OPERATOR_S:.0f} s and nobody has looked at it. {advice}"))
     raise AssertionError("unreachable: a watch never ends by itself")
+
+
+def _tell(shipment: Shipment, ref: Ref, found: Verdict) -> None:
+    """Shows how far the RayJob is where the program's own progress is shown, which takes its place as soon as there is some."""
+    log.info("%s: %s", ref, found.text)
+    if found.phase not in ("done", "failed"):
+        Progress(shipment.job.progress_file, "").report(0, 1, cluster=found.text)
 
 
 def is_final(result: Result | None) -> bool:

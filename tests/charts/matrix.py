@@ -5,9 +5,11 @@ The last line is `charts: N manifests, 0 invalid`. Exit code 1 where a manifest 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from tests.charts.cases import CASES, NAMESPACE, RELEASE, Case, Rendering, over,
 from tests.charts.crds import CRDS_VARIABLE
 from tests.charts.expressions import expression_problems, promtool_problems
 from tests.charts.judge import judge, known_kinds, needs_kuberay
+from tests.charts.scan import scan_problems
 
 KUBERAY_GROUP = "ray.io/"
 
@@ -32,6 +35,8 @@ class Outcome:
     rendering: Rendering
     documents: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    """That helm took."""
 
 
 def given_names(values: Any) -> set[str]:
@@ -42,6 +47,13 @@ def given_names(values: Any) -> set[str]:
         return set()
     own = {str(value) for key, value in values.items() if key.startswith("existing") and isinstance(value, str)}
     return own.union(*(given_names(value) for value in values.values()))
+
+
+@functools.cache
+def later_documents(case_index: int, profile: str | None, kube_version: str) -> list[dict[str, Any]]:
+    """What a program of the release makes later; the APIs that the cluster has beside make no difference to it."""
+    case = CASES[case_index]
+    return render_case(Rendering(case, profile, kube_version, case.apis), case.later) if case.later else []
 
 
 def render_case(rendering: Rendering, changes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -59,9 +71,11 @@ def render_case(rendering: Rendering, changes: Mapping[str, Any] | None = None) 
 
 def examine(rendering: Rendering) -> Outcome:
     """Renders and judges; a chart that does not render is a problem like any other."""
+    started_s = time.monotonic()
     try:
         documents = render_case(rendering)
-        later = render_case(rendering, rendering.case.later) if rendering.case.later else []
+        seconds = time.monotonic() - started_s
+        later = later_documents(CASES.index(rendering.case), rendering.profile, rendering.kube_version)
     except ConfigError as error:
         return Outcome(rendering, problems=[error.message])
     values = rendering.case.values
@@ -70,7 +84,7 @@ def examine(rendering: Rendering) -> Outcome:
         return Outcome(rendering, problems=["nothing was rendered"])
     judged = [document for document in documents if is_judged(document)]
     found = judge(judged, rendering.kube_version, given_names(values) | given_names(profile), later)
-    return Outcome(rendering, documents, found + expression_problems(documents))
+    return Outcome(rendering, documents, found + expression_problems(documents), seconds)
 
 
 def is_judged(document: dict[str, Any]) -> bool:
@@ -78,13 +92,17 @@ def is_judged(document: dict[str, Any]) -> bool:
     return not (document["apiVersion"].startswith(KUBERAY_GROUP) and needs_kuberay([document], known_kinds()))
 
 
+def has_ids(outcome: Outcome) -> bool:
+    """False where the cluster gives users their ids, as OpenShift does: checkov would ask for them."""
+    return bool(over({"security": {"setIds": True}}, outcome.rendering.case.values)["security"]["setIds"])
+
+
 def lint(case: Case, profile: str | None) -> list[str]:
     """What `helm lint --strict` says of a chart with these values."""
     arguments = ["lint", "--strict", "--quiet", str(CHARTS_DIR / case.chart)]
     if profile is not None:
         arguments += ["--values", str(profile_file(case.chart, profile))]
-    apis = "" if not case.apis else "capabilities of the cluster"
-    if apis:  # lint knows no --api-versions, and these cases are refused without them
+    if case.apis:  # lint knows no --api-versions, and these cases are refused without them
         return []
     try:
         helm([*arguments, "--values", "-"], json.dumps(case.values))
@@ -101,8 +119,10 @@ def main(arguments: Sequence[str] = ()) -> int:
         outcomes = list(pool.map(examine, renderings(cases)))
     documents = [document for outcome in outcomes for document in outcome.documents]
     problems = [line for lines in linted for line in lines] + promtool_problems(documents, print)
+    problems += scan_problems([document for outcome in outcomes if has_ids(outcome) for document in outcome.documents], print)
     invalid = sum(len({line.partition(":")[0] for line in outcome.problems}) for outcome in outcomes) + len(problems)
     told_of(outcomes, problems)
+    print(f"{len(outcomes)} renderings, the slowest in {max((outcome.seconds for outcome in outcomes), default=0):.2f} s")
     left_out = sum(not is_judged(document) for document in documents)
     if left_out:
         print(f"{left_out} manifests of KubeRay's kinds are not judged: set {CRDS_VARIABLE} to a folder of their definitions")

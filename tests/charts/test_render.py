@@ -47,3 +47,13 @@ def test_helm_program_where_there_is_none_says_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setattr(charts, "TOOLS_DIR", tmp_path)
     with pytest.raises(ConfigError, match="make tools"):
         charts.helm_program()
+
+
+def test_parse_manifests_reads_scalars_as_the_api_server_does() -> None:
+    """A label `12:30` is text to Kubernetes, and 750 to YAML 1.1; a number with an exponent is a number to both."""
+    (found,) = charts.parse_manifests(
+        "{a: =, b: 12:30, c: 2001-01-01, d: 4e+07, e: 1.5, f: -12, g: 0440, h: true, i: ~, j: .5, k: '7', l: 1_0}"
+    )
+    texts = {"a": "=", "b": "12:30", "c": "2001-01-01", "k": "7", "l": "1_0"}
+    assert found == texts | {"d": 4e7, "e": 1.5, "f": -12, "g": 0o440, "h": True, "i": None, "j": 0.5}
+    assert isinstance(found["f"], int)

@@ -76,7 +76,7 @@ def test_rayjob_of_one_process_is_one_pod_with_the_resources_of_solo() -> None:
     head = cluster["headGroupSpec"]
     assert "workerGroupSpecs" not in cluster
     assert "num-cpus" not in head["rayStartParams"]
-    assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": 1}
+    assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {"memory": "99Gi", "nvidia.com/gpu": "1"}
 
 
 def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
@@ -86,7 +86,7 @@ def test_rayjob_of_an_engine_is_one_pod_in_the_image_of_the_engine() -> None:
     pods = list(pod_templates(job))
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == {"slipway-serve-gpu:9"}
-    assert head["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert head["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "workerGroupSpecs" not in job["rayClusterSpec"]
 
 
@@ -214,6 +214,12 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
         (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
+        (job_values(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "env A is given twice"),
+        (job_values(env=[{"name": "HOME", "value": "/x"}]), "/env/0/name"),
+        (job_values(labels={"a b": "c"}), "/labels.*'a b' not allowed"),
+        (job_values(head={"nodeSelector": {"a..b/c": "d"}}), "nodeSelector"),
+        (job_values(env=[{"name": "A"}]), "env A: give `value` or `secret`"),
+        (job_values(env=[{"name": "A", "value": "1", "secret": {"name": "s", "key": "k"}}]), "env A: give `value` or `secret`"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
         ({"rayJob": {"job": "x; rm -rf /"}}, "/rayJob/job"),
         ({"workers": {"resources": {"limits": {"memory": "12 GB"}}}}, "/workers/resources/limits/memory"),
@@ -244,6 +250,9 @@ def test_release_name_that_no_object_can_bear_is_refused(name: str) -> None:
         {"store": {"url": "file:///mnt/x"}},
         {"workers": {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1G"}}}},
         {"image": {"tag": "latest"}},
+        {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+        {"env": [{"name": "SLIPWAY_HOME", "value": "/x"}]},
+        {"labels": {"slipway.dev/deployment": "x"}},
     ],
 )
 def test_values_that_contradict_each_other_are_refused_by_the_model(values: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""The cluster that the contract is asked of: the loopback server, or with `SLIPWAY_TEST_CLUSTER=1` whatever `KUBECONFIG` names."""
+"""The cluster that the contract is asked of: the loopback server, or with `SLIPWAY_TEST_CLUSTER=1` whatever `KUBECONFIG` names.
+
+There it makes a namespace and the kind Widget, and takes both away; whoever runs it needs the right to do so. Nothing of it starts a pod.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref, ref_of
 from pipelines.cluster.refusals import Answer
+from tests.charts.crds import crds_folder, read_crds
 from tests.cluster.server import Server, serve
 
 CLUSTER_VARIABLE = "SLIPWAY_TEST_CLUSTER"
@@ -130,6 +134,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             yield prepared
         return
     with serve() as server:
+        if (kuberay := crds_folder()) is not None:
+            server.install(read_crds(kuberay))
         cluster = connect(server.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig"), patience_s=0)
         with _prepared(cluster, is_loopback=True) as prepared:
             yield prepared

@@ -100,11 +100,22 @@ def _paths_of_items(value: list[Any], schema: Schema, at: Path) -> set[Path]:
 
 def value_at(value: Any, schema: Schema, path: Path) -> Any:
     """What is at a path, or ABSENT."""
+    return _found_at(value, schema, path)[0]
+
+
+def leaf_at(value: Any, schema: Schema, path: Path) -> Any:
+    """What is at a path, or ABSENT where that has parts with owners of their own."""
+    found, below = _found_at(value, schema, path)
+    has_parts = (isinstance(found, dict) and is_granular(below)) or (isinstance(found, list) and list_type(below) in ("map", "set"))
+    return ABSENT if has_parts else found
+
+
+def _found_at(value: Any, schema: Schema, path: Path) -> tuple[Any, Schema]:
     for element in path:
         value, schema = _step(value, schema, element)
         if value is ABSENT:
-            return ABSENT
-    return value
+            break
+    return value, schema
 
 
 def _step(value: Any, schema: Schema, element: str) -> tuple[Any, Schema]:
@@ -130,32 +141,21 @@ def merged(live: Any, sent: Any, schema: Schema) -> Any:
     return copy.deepcopy(sent)
 
 
-def remove(value: Any, schema: Schema, paths: set[Path], kept: set[Path]) -> None:
-    """Takes the paths out of `value`, and what becomes empty by it, but for what is `kept`."""
+def remove(value: Any, schema: Schema, paths: set[Path]) -> None:
+    """Takes the paths out of `value`."""
     for path in sorted(paths):
         if any(path[:length] in paths for length in range(1, len(path))):
             continue  # what it lies in goes as a whole
-        holders = [(value, schema)]
-        for element in path[:-1]:
-            holders.append(_step(*holders[-1], element))
-        if all(holder is not ABSENT for holder, _ in holders) and not _is_key(path):
-            _remove_last(holders, path, kept)
+        holder, below = _found_at(value, schema, path[:-1])
+        if isinstance(holder, dict) and not _is_key(path):
+            holder.pop(path[-1][2:], None)
+        elif isinstance(holder, list):
+            holder[:] = [item for item in holder if element_of(item, below) != path[-1]]
 
 
 def _is_key(path: Path) -> bool:
     """Whether a path is that by which its item is named, without which the item could not stay."""
     return len(path) > 1 and path[-2].startswith("k:") and path[-1][2:] in json.loads(path[-2][2:])
-
-
-def _remove_last(holders: list[tuple[Any, Schema]], path: Path, kept: set[Path]) -> None:
-    for length in range(len(path), 0, -1):
-        (holder, schema), element = holders[length - 1], path[length - 1]
-        if element.startswith("f:") and isinstance(holder, dict):
-            holder.pop(element[2:], None)
-        elif isinstance(holder, list):
-            holder[:] = [item for item in holder if element_of(item, schema) != element]
-        if holder or path[: length - 1] in kept:
-            return
 
 
 def with_parents(paths: Iterable[Path]) -> set[Path]:

@@ -82,7 +82,9 @@ class Kinds:
         self.withdraw(definition)
         for custom in custom_kinds([definition]).values():
             group, _, version = custom.api_version.rpartition("/")
-            kind = Kind(group, version, custom.kind, custom.plural, custom.is_namespaced, custom.has_status, True, _whole(custom.schema))
+            kind = Kind(
+                group, version, custom.kind, custom.plural, custom.is_namespaced, custom.has_status, True, whole_schema(custom.schema)
+            )
             self._kinds[group, version, kind.plural] = kind
 
     def withdraw(self, definition: Mapping[str, Any]) -> None:
@@ -99,7 +101,7 @@ class Kinds:
         return iter(list(self._kinds.values()))
 
 
-def _whole(schema: Schema) -> Schema:
+def whole_schema(schema: Schema) -> Schema:
     """A definition's schema with what every object has, whether it says so or not."""
     metadata = _expanded("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
     envelope = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": metadata}

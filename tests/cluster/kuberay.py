@@ -51,6 +51,8 @@ class Started:
     process: subprocess.Popen[str]
     home: Path
     pod: str
+    order: str
+    """Name of what it was told to do."""
     log: threading.Thread
 
 
@@ -161,7 +163,8 @@ class KubeRay:
 
         log = threading.Thread(target=copy, name=f"log-{pod}", daemon=True)
         log.start()
-        return Started(process, home, pod, log)
+        words = shlex.split(entrypoint)
+        return Started(process, home, pod, words[words.index("--job") + 1], log)
 
     def _look(self, live: dict[str, Any], ref: Ref, status: Mapping[str, Any]) -> None:
         now = self._now[ref.name]

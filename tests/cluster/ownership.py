@@ -19,11 +19,10 @@ class Manager(NamedTuple):
     operation: str
     subresource: str = ""
 
-    @property
-    def shown(self) -> str:
-        """As a conflict names it."""
+    def shown(self, kind: Kind) -> str:
+        """As a conflict names it: one that did not apply has the version in which it wrote."""
         below = f' with subresource "{self.subresource}"' if self.subresource else ""
-        return f'"{self.name}"{below}'
+        return f'"{self.name}"{below}' + ("" if self.operation == "Apply" else f" using {kind.api_version}")
 
 
 @dataclass
@@ -71,8 +70,7 @@ def applied(
     result = fields.merged(live, sent, schema)
     before = managers.pop(manager, Entry(set(), now))
     others = {path for entry in managers.values() for path in entry.paths}
-    kept = fields.with_parents(mine | others)
-    fields.remove(result, schema, fields.with_parents(before.paths) - kept, kept)
+    fields.remove(result, schema, fields.with_parents(before.paths) - fields.with_parents(mine | others))
     clashes = {other: _changed(live, result, schema, entry.paths) for other, entry in managers.items()}
     if not force and any(clashes.values()):
         raise _clash(clashes, kind)
@@ -80,7 +78,6 @@ def applied(
         managers[other].paths -= paths
     is_same = mine == before.paths
     managers[manager] = Entry(mine, before.time if is_same else now)
-    _forget_removed(managers, result, schema)
     return result, managers
 
 
@@ -99,12 +96,11 @@ def updated(live: dict[str, Any], result: dict[str, Any], kind: Kind, manager: M
 
 
 def _changed(live: dict[str, Any], result: dict[str, Any], schema: Schema, paths: set[Path]) -> set[Path]:
-    """Those of the paths that are still there with another value; an item of a list is there or not, its fields have paths of their own."""
+    """Those of the paths that are still there with another value; what has parts is there or not, its parts have paths of their own."""
     found = set()
-    holders = {path[:length] for path in paths for length in range(1, len(path))}
-    for path in paths - holders:
-        new = fields.value_at(result, schema, path)
-        if path[-1].startswith("f:") and new is not ABSENT and new != fields.value_at(live, schema, path):
+    for path in paths:
+        new = fields.leaf_at(result, schema, path)
+        if new is not ABSENT and path[-1].startswith("f:") and new != fields.value_at(live, schema, path):
             found.add(path)
     return found
 
@@ -118,7 +114,7 @@ def _clash(clashes: dict[Manager, set[Path]], kind: Kind) -> Fault:
     causes = [
         {
             "reason": "FieldManagerConflict",
-            "message": f"conflict with {manager.shown} using {kind.api_version}",
+            "message": f"conflict with {manager.shown(kind)}",
             "field": fields.shown(path),
         }
         for manager, paths in clashes.items()

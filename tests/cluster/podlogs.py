@@ -12,7 +12,7 @@ FOLLOW_POLL_S = 0.1
 
 
 class PodLogs:
-    """Lines by namespace, pod and container; the container `""` is that of whoever names none."""
+    """Lines by namespace, pod and container; what is written for the container `""` is in the log of each."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -28,7 +28,8 @@ class PodLogs:
     def read(self, namespace: str, pod: str, container: str, since: str, num_tail: int | None) -> list[Line]:
         """The lines that were printed since, the last `num_tail` of them."""
         with self.changed:
-            lines = [line for line in self._lines.get((namespace, pod, container), ()) if line[0] >= since]
+            keys = dict.fromkeys([(namespace, pod, ""), (namespace, pod, container)])
+            lines = sorted((line for key in keys for line in self._lines.get(key, ()) if line[0] >= since), key=lambda line: line[0])
         return lines if num_tail is None else lines[len(lines) - num_tail :] if num_tail else []
 
     def follow(self, namespace: str, pod: str, container: str, since: str, has_ended: Callable[[], bool]) -> Iterator[list[Line]]:

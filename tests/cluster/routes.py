@@ -139,10 +139,12 @@ def _watch(server: Server, request: Request, target: Target, wanted: Callable[[O
     kind, store = target.kind, server.objects.store
     version = int(request.query.get("resourceVersion") or 0)
     deadline_s = time.monotonic() + float(request.query.get("timeoutSeconds") or 1800)
-    if version == 0:
+    if version == 0 or request.flag("sendInitialEvents"):
         items, version = store.find((kind.group, kind.plural), target.namespace or None, wanted)
         for item in items:
             yield _event("ADDED", as_kind(item, kind))
+        if request.flag("sendInitialEvents"):
+            yield _bookmark(kind, version, {"annotations": {"k8s.io/initial-events-end": "true"}})
     if version < store.oldest:
         yield _event("ERROR", gone().status())
         return
@@ -155,12 +157,12 @@ def _watch(server: Server, request: Request, target: Target, wanted: Callable[[O
         events = [event for change in changes if (event := _event_of(change, target, wanted))]
         yield from events
         if not changes and request.flag("allowWatchBookmarks"):
-            bookmark = {
-                "kind": kind.kind,
-                "apiVersion": kind.api_version,
-                "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
-            }
-            yield _event("BOOKMARK", bookmark)
+            yield _bookmark(kind, version, {})
+
+
+def _bookmark(kind: Kind, version: int, more: Object) -> bytes:
+    metadata = {"resourceVersion": str(version), "creationTimestamp": None, **more}
+    return _event("BOOKMARK", {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata})
 
 
 def _event_of(change: Change, target: Target, wanted: Callable[[Object], bool]) -> bytes | None:

@@ -1,11 +1,18 @@
-"""A small API server of Kubernetes on loopback, for tests: real HTTP, real status codes, nothing behind it that runs pods.
+"""A small API server of Kubernetes on loopback, for tests: real HTTP over TLS, real status codes, nothing behind it that runs pods.
 
-It knows the built-in kinds that charts use, and whatever a CustomResourceDefinition brings. A test plays the controllers: it changes
-statuses through the API, or by `Server.objects`, and writes a pod's log by `Server.write_log`.
+- It knows the built-in kinds that charts use, by the schemas of Kubernetes itself, and whatever a CustomResourceDefinition brings.
+- A test plays the controllers: it changes statuses through the API, and writes a pod's log by `Server.write_log`. Only what goes with a
+  deleted owner, namespace or definition is seen to here, at once.
+- It can be made to misbehave as real ones do: `cut`, `compact`, `fail_next`.
+- What it does not do: decide who may do what, call webhooks, fill in most defaults of built-in kinds, speak protobuf, convert versions, or
+  keep a list's later pages as they were at its first.
+
+The suite `test_contract_*.py` says what it promises; `make test-cluster` asks the same of a real one.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import socket
@@ -21,6 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from tests.cluster import routes
+from tests.cluster.certificate import certificate_and_key, server_context
 from tests.cluster.faults import Fault, bad_request
 from tests.cluster.objects import Objects
 from tests.cluster.podlogs import PodLogs
@@ -46,22 +54,25 @@ class Server(ThreadingHTTPServer):
         """Tracebacks of requests that the server itself could not take: a test that ends with one has found a fault of the server."""
         self.kinds_away: set[str] = set()
         """API versions that answer 503, as one does whose own server is away, such as that of metrics."""
-        self._faults: list[Fault] = []
+        self._faults: list[Fault | None] = []
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
+        # The handshake is left to the connection's own thread.
+        self.socket = server_context().wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"https://127.0.0.1:{self.server_address[1]}"
 
     def kubeconfig(self, file: Path, namespace: str = "default") -> Path:
         """Writes a kubeconfig for this server to the file; gives it back."""
+        authority = base64.b64encode(certificate_and_key()[0]).decode()
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "loopback",
-            "clusters": [{"name": "loopback", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "loopback", "cluster": {"server": self.url, "certificate-authority-data": authority}}],
             "users": [{"name": "tester", "user": {"token": self.token}}],
             "contexts": [{"name": "loopback", "context": {"cluster": "loopback", "user": "tester", "namespace": namespace}}],
         }
@@ -77,9 +88,13 @@ class Server(ThreadingHTTPServer):
         """Adds lines to a pod's log."""
         self.logs.write(namespace, pod, container, text)
 
-    def fail_next(self, *faults: Fault) -> None:
-        """Answers the next requests by these faults, one each."""
+    def fail_next(self, *faults: Fault | None) -> None:
+        """Answers the next requests by these faults, one each, and as ever where it is None."""
         self._faults += faults
+
+    def recover(self) -> None:
+        """Forgets the faults that no request has met."""
+        self._faults.clear()
 
     def next_fault(self) -> Fault | None:
         """The fault that the next request is to get."""
@@ -147,14 +162,19 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_BODY_BYTES:
             self.close_connection = True
+            while length > 0 and (chunk := self.rfile.read(min(length, 1 << 16))):  # or the client is cut off before it hears why
+                length -= len(chunk)
             raise Fault(413, "RequestEntityTooLarge", f"Request entity too large: limit is {MAX_BODY_BYTES}")
         return self.rfile.read(length)
 
     def _parsed(self, body: bytes) -> Any:
+        kind = self.headers.get("Content-Type", "application/json").partition(";")[0]
+        if body and not kind.endswith(("json", "yaml")):  # such as protobuf; clients then send JSON
+            raise Fault(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {kind}")
         try:
             return json.loads(body or b"null")
         except ValueError as error:
-            if "yaml" in self.headers.get("Content-Type", ""):
+            if kind.endswith("yaml"):
                 return yaml.safe_load(body)
             raise bad_request(f"the object provided is unrecognized: {error}") from error
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.errors import ConfigError, TransientError
 from pipelines.cluster import client
-from pipelines.cluster.apply import apply, apply_all
+from pipelines.cluster.apply import apply, asked_of, check_all
 from pipelines.cluster.capabilities import api_versions, kube_version
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref, in_install_order, ref_of
+from tests.cluster.certificate import certificate_and_key
 from tests.cluster.conftest import WIDGET_DEFINITION
-from tests.cluster.faults import Fault
+from tests.cluster.faults import Fault, gone
 from tests.cluster.samples import config_map, deployment, job, named, widget
 from tests.cluster.server import Server
 
@@ -45,6 +47,21 @@ def test_connect_by_the_environment_takes_the_namespace_of_the_context(
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "config", namespace="kube-system")))
     assert connect().namespace == "kube-system"
     assert connect(namespace="other").namespace == "other"
+
+
+def test_connect_in_a_pod_takes_its_account_and_namespace(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text(server.token)
+    (tmp_path / "ca.crt").write_bytes(certificate_and_key()[0])
+    (tmp_path / "namespace").write_text("kube-system")
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("pipelines.cluster.connect.POD_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_address[1]))
+    connected = connect()
+    assert connected.namespace == "kube-system"
+    assert connected.create(config_map()) is not None
 
 
 def test_request_that_fails_for_a_moment_is_tried_again(server: Server, cluster: Cluster) -> None:
@@ -105,25 +122,28 @@ def test_create_of_a_taken_name_gives_none(cluster: Cluster) -> None:
     assert cluster.create(made) is None
 
 
-def test_replace_from_an_old_version_is_worth_another_try(cluster: Cluster) -> None:
-    made = config_map()
-    old = cluster.create(made)
-    assert old is not None
-    cluster.merge(ref_of(made), {"data": {"a": "2"}})
-    with pytest.raises(TransientError, match="changed it meanwhile"):
-        cluster.replace({**old, "data": {"a": "3"}})
+def test_object_that_no_server_takes_is_refused_before_it_is_sent(server: Server, cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="an API server takes 3145728"):
+        cluster.create(config_map({"a": "x" * (3 << 20)}))
+    assert not any(line.startswith("POST") for line in server.log)
+
+
+def test_certificate_of_somebody_else_is_a_config_error(server: Server, tmp_path: Path) -> None:
+    file = server.kubeconfig(tmp_path / "kubeconfig")
+    content = yaml.safe_load(file.read_text())
+    del content["clusters"][0]["cluster"]["certificate-authority-data"]
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="certificate in the kubeconfig"):
+        connect(file, patience_s=2.0).get(Ref("v1", "ConfigMap", "x"))
 
 
 def test_find_reads_all_pages_and_begins_again_when_they_expire(server: Server, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PAGE_ITEMS", 2)
     names = {cluster.create(config_map(labels={"a": "b"}))["metadata"]["name"] for _ in range(5)}  # type: ignore[index]
     assert [item["metadata"]["name"] for item in cluster.find("v1", "ConfigMap", {"a": "b"})] == sorted(names)
-    path = cluster.path("v1", "ConfigMap")
-    first = cluster.request("GET", path, "list", query={"limit": "2"}).body["metadata"]["continue"]
-    server.compact()
-    assert cluster.request("GET", path, "list", query={"continue": first}, expected=(410,)).status == 410
-    found, _ = cluster.find_at(path, "v1", "ConfigMap", {})
-    assert {item["metadata"]["name"] for item in found} == names
+    server.fail_next(None, gone())
+    assert [item["metadata"]["name"] for item in cluster.find("v1", "ConfigMap", {"a": "b"})] == sorted(names)
+    assert [line.split()[-1] for line in server.log[-3:]] == ["200", "410", "200"]
 
 
 def test_object_that_a_finalizer_holds_is_named_with_it(cluster: Cluster) -> None:
@@ -139,6 +159,13 @@ def test_apply_tells_created_changed_and_unchanged(cluster: Cluster) -> None:
     assert apply(cluster, made, dry_run=True).change == "created"
     assert cluster.get(ref_of(made)) is None
     assert [apply(cluster, each).change for each in (made, made, {**made, "data": {"a": "2"}})] == ["created", "unchanged", "changed"]
+
+
+def test_status_that_a_controller_writes_meanwhile_is_no_change(cluster: Cluster) -> None:
+    live = apply(cluster, deployment()).live
+    later = cluster.merge(ref_of(live), {"status": {"replicas": 1}}, subresource="status")
+    assert later["status"] == {"replicas": 1}
+    assert asked_of(later) == asked_of(live)
 
 
 def test_apply_over_another_manager_names_field_and_owner_until_forced(cluster: Cluster) -> None:
@@ -166,24 +193,26 @@ def test_apply_of_what_may_not_change_says_to_delete_it_first(cluster: Cluster) 
         apply(cluster, named(made, spec={"suspend": True, "template": {"spec": pod}}))
 
 
-def test_apply_all_lists_every_refusal_and_changes_nothing(server: Server, cluster: Cluster) -> None:
+def test_check_all_lists_every_refusal_and_changes_nothing(server: Server, cluster: Cluster) -> None:
     bad = [deployment(replica=2), deployment(selector={"matchLabels": {"app": "other"}})]
     with pytest.raises(ConfigError, match=r"(?s)refuses 2 of 3 objects.*spec\.replica.*does not match template"):
-        apply_all(cluster, [*bad, config_map()])
+        check_all(cluster, [*bad, config_map()])
+    assert [each.change for each in check_all(cluster, [config_map(), deployment()])] == ["created", "created"]
     assert cluster.find("v1", "ConfigMap") == []
     assert all("dryRun=All" in line for line in server.log if line.startswith("PATCH"))
 
 
-def test_apply_all_brings_a_namespace_and_a_kind_before_what_needs_them(cluster: Cluster) -> None:
+def test_check_all_takes_on_trust_what_needs_a_namespace_or_a_kind_that_is_still_to_come(cluster: Cluster) -> None:
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "fresh"}}
     inside = {**widget(), "metadata": {"name": "first", "namespace": "fresh"}}
-    manifests = [inside, WIDGET_DEFINITION, space]
-    assert [each.change for each in apply_all(cluster, manifests, dry_run=True)] == ["created"] * 3
+    manifests = [space, WIDGET_DEFINITION, inside]
+    assert [each.change for each in check_all(cluster, manifests)] == ["created"] * 3
     assert cluster.get(ref_of(space)) is None
-    seen: list[str] = []
-    apply_all(cluster, manifests, on_applied=lambda each: seen.append(f"{each.ref} {each.change}"))
-    definition = "CustomResourceDefinition widgets.test.slipway.dev created"
-    assert seen == ["Namespace fresh created", definition, "Widget fresh/first created"]
+    assert [str(apply(cluster, each).ref) for each in in_install_order(manifests[::-1])] == [
+        "Namespace fresh", "CustomResourceDefinition widgets.test.slipway.dev", "Widget fresh/first",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="a widget is no larger than its limit"):
+        check_all(cluster, [space, {**inside, "spec": {"size": 5, "limit": 4}}])
 
 
 def test_install_order_puts_needs_first_and_custom_kinds_last() -> None:

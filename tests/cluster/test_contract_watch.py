@@ -173,7 +173,7 @@ def test_orphaned_objects_stay_without_their_owner(api: Api) -> None:
 
 
 def test_namespace_takes_all_that_lies_in_it(api: Api) -> None:
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{api.namespace}-below"}}
+    space: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{api.namespace}-below"}}
     made = config_map(namespace=space["metadata"]["name"])
     api.create(space)
     api.create(made)
@@ -183,9 +183,10 @@ def test_namespace_takes_all_that_lies_in_it(api: Api) -> None:
 
 
 def test_definition_shows_in_discovery_and_its_kinds_are_unknown_before(api: Api) -> None:
-    groups = [group["name"] for group in listed(api, "/apis")["groups"]]
+    groups = [each["name"] for each in listed(api, "/apis")["groups"]]
     assert "test.slipway.dev" in groups
-    kinds: dict[str, Any] = {entry["name"]: entry for entry in listed(api, f"/apis/{WIDGETS}")["resources"]}
+    resources: list[dict[str, Any]] = listed(api, f"/apis/{WIDGETS}")["resources"]
+    kinds = {entry["name"]: entry for entry in resources}
     assert (kinds["widgets"]["kind"], kinds["widgets"]["namespaced"]) == ("Widget", True)
     assert "widgets/status" in kinds
     assert api.cluster.request("GET", "/apis/absent.slipway.dev/v1", "look", expected=(404,)).status == 404

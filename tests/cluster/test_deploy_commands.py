@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.errors import ConfigError, TransientError
+from infra.errors import ConfigError, SlipwayError, TransientError
+from pipelines.cluster import readiness
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.inventory import LABEL
@@ -175,3 +176,43 @@ def test_commands_end_by_the_exit_code_of_their_error(server: Server, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "absent: nothing of that name is deployed in namespace default" in done.stderr
+
+
+SERVED = {"config": {"model": {"type": "store", "digest": "a" * 64}, "serve": {"allow_unsigned": ["toy"]}}}
+
+
+def test_served_model_gets_a_token_once_which_goes_with_the_deployment(deploy: Deploy, place: commands.Place, cluster: Cluster) -> None:
+    said = deploy(SERVED, chart="serving")
+    assert {"RayService toy-model", "Deployment toy-gateway"} <= changes(said, "created")
+    secret = Ref("v1", "Secret", "toy-front")
+    first = cluster.get(secret)
+    assert first is not None
+    again = deploy({**SERVED, "gateway": {"replicas": 3}}, chart="serving")
+    assert "Deployment toy-gateway" in changes(again, "changed")
+    assert cluster.get(secret) == first
+    commands.destroy("toy", place, with_data=False, as_json=True)
+    assert cluster.get(secret) is None
+
+
+def test_wait_for_a_served_model_ends_when_kuberay_says_that_it_serves(
+    deploy: Deploy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "POLL_S", 0.02)
+    deploy(SERVED, chart="serving")
+    replicas = {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "observedGeneration": 1}
+    cluster.merge(Ref("apps/v1", "Deployment", "toy-gateway"), {"status": replicas}, subresource="status")
+    service = Ref("ray.io/v1", "RayService", "toy-model")
+    failed = {"applicationStatuses": {"slipway": {"status": "DEPLOY_FAILED", "message": "no such artifact"}}, "rayClusterName": "c"}
+    cluster.merge(service, {"status": {"pendingServiceStatus": failed}}, subresource="status")
+    with pytest.raises(SlipwayError, match=r"application slipway could not be deployed \(no such artifact\)"):
+        deploy(SERVED, chart="serving", wait_s=20.0)
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "NonZeroServeEndpoints",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    status = {"pendingServiceStatus": None, "conditions": [ready], "observedGeneration": 1, "numServeEndpoints": 2}
+    cluster.merge(service, {"status": status}, subresource="status")
+    assert deploy(SERVED, chart="serving", wait_s=20.0)["revision"] == 3

@@ -118,7 +118,7 @@ def test_faulty_spec_and_values_are_refused_before_anything_is_rendered(tmp_path
         values.given_values([tmp_path / "absent.yaml"])
 
 
-@pytest.mark.parametrize("chart", ["training", "tracking"])
+@pytest.mark.parametrize("chart", ["serving", "training", "tracking"])
 def test_values_of_a_spec_render_with_every_chart(chart: Any, tmp_path: Path, settings: Settings) -> None:
     given = {"serving": {**GIVEN, "config": {"model": MODEL, "serve": {"allow_unsigned": ["toy.model_1"]}}}}.get(chart, {})
     found = values.chart_values(chart, write_spec(tmp_path), [], given, "toy", "champion", settings)

@@ -29,8 +29,6 @@ from tests.conftest import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = "tests.cluster.toy_step"
-NAME = "slipway-toy-0123456789abcdef"
-REF = Ref("ray.io/v1", "RayJob", NAME)
 VALUES = {"rayJob": {"backoffLimit": 1}, "store": {"existingClaim": "shared"}}
 pytestmark = pytest.mark.skipif(crds_folder() is None, reason="needs KubeRay's definitions (SLIPWAY_KUBERAY_CRDS)")
 
@@ -69,6 +67,7 @@ class Toy:
         self.slot = self.home / "staging" / "toy-0123456789abcdef"
         self.log_file = self.home / "toy.log"
         self.num_ticks = 0
+        self.ref = Ref("ray.io/v1", "RayJob", job_name("slipway-toy-0123456789abcdef", self.store.place.url))
 
     def job(self, **fields: Any) -> ToyJob:
         return ToyJob(output_dir=self.slot / "output", progress_file=self.slot / "progress.jsonl", **fields)
@@ -98,8 +97,8 @@ def until(what: Callable[[], object], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def set_status(cluster: Cluster, **status: object) -> None:
-    cluster.merge(REF, {"status": status}, subresource="status")
+def set_status(toy: Toy, **status: object) -> None:
+    toy.cluster.merge(toy.ref, {"status": status}, subresource="status")
 
 
 def in_background(toy: Toy, **fields: Any) -> tuple[threading.Thread, list[BaseException]]:
@@ -122,7 +121,7 @@ def test_program_runs_on_a_node_and_its_output_log_and_progress_come_home(toy: T
     assert "toy step ends" in toy.log_file.read_text()
     assert '"done": 3' in (toy.slot / "progress.jsonl").read_text()
     assert toy.num_ticks > 3
-    until(lambda: cluster.get(REF) is None)
+    until(lambda: cluster.get(toy.ref) is None)
     assert len(kuberay.started) == 1
     toy.run(text="from afar")  # what lies in the store is not made again
     assert len(kuberay.started) == 1
@@ -131,14 +130,14 @@ def test_program_runs_on_a_node_and_its_output_log_and_progress_come_home(toy: T
 def test_rayjob_is_what_the_values_say_and_is_owned_by_us(toy: Toy, cluster: Cluster) -> None:
     values = {**VALUES, "rayJob": {"queueName": "team", "activeDeadlineSeconds": 77}, "labels": {"cost": "a"}}
     thread, raised = in_background(toy, values=values)
-    until(lambda: cluster.get(REF))
-    live = cluster.get(REF)
+    until(lambda: cluster.get(toy.ref))
+    live = cluster.get(toy.ref)
     assert live is not None
     assert live["spec"]["activeDeadlineSeconds"] == 77
     assert live["metadata"]["labels"] | {"kueue.x-k8s.io/queue-name": "team", "cost": "a"} == live["metadata"]["labels"]
     assert f"--job staging/{toy.slot.name}/config.json --module {MODULE}" in live["spec"]["entrypoint"]
     assert {entry["manager"] for entry in live["metadata"]["managedFields"]} == {"slipway"}
-    cluster.delete(REF)
+    cluster.delete(toy.ref)
     thread.join(20)
     assert [type(error) for error in raised] == [TransientError]
     assert "deleted by someone" in str(raised[0])
@@ -149,7 +148,7 @@ def test_known_error_of_the_program_arrives_as_itself_and_costs_no_second_cluste
     with pytest.raises(ConfigError, match="no such row"):
         toy.run(fails_by="no such row")
     assert len(kuberay.started) == 1
-    until(lambda: cluster.get(REF) is None)
+    until(lambda: cluster.get(toy.ref) is None)
 
 
 @pytest.mark.slow
@@ -167,11 +166,11 @@ def test_lost_node_costs_a_try_and_the_job_goes_on(toy: Toy, kuberay: KubeRay, t
 def test_preempted_job_waits_and_goes_on_when_there_is_room(toy: Toy, kuberay: KubeRay, cluster: Cluster, tmp_path: Path) -> None:
     thread, raised = in_background(toy, hangs_once_in=tmp_path)
     wait_for(tmp_path / "mark")
-    cluster.merge(REF, {"spec": {"suspend": True}})
-    until(lambda: (cluster.get(REF) or {}).get("status", {}).get("jobDeploymentStatus") == "Suspended")
+    cluster.merge(toy.ref, {"spec": {"suspend": True}})
+    until(lambda: (cluster.get(toy.ref) or {}).get("status", {}).get("jobDeploymentStatus") == "Suspended")
     assert kuberay.started[0].process.poll() is not None
     assert thread.is_alive()
-    cluster.merge(REF, {"spec": {"suspend": False}})
+    cluster.merge(toy.ref, {"spec": {"suspend": False}})
     thread.join(30)
     assert raised == []
     assert toy.text == "made"
@@ -191,16 +190,16 @@ def test_end_without_a_result_is_told_by_the_state_of_the_rayjob_which_is_delete
     toy: Toy, cluster: Cluster, status: dict[str, Any], error: type[SlipwayError], text: str
 ) -> None:
     thread, raised = in_background(toy)
-    until(lambda: cluster.get(REF))
-    set_status(cluster, **status)
+    until(lambda: cluster.get(toy.ref))
+    set_status(toy, **status)
     thread.join(20)
     assert [type(each) for each in raised] == [error]
     assert text in str(raised[0])
-    assert cluster.get(REF) is None
+    assert cluster.get(toy.ref) is None
 
 
-def make_pod(cluster: Cluster, status: dict[str, Any]) -> None:
-    labels = {"app.kubernetes.io/instance": NAME}
+def make_pod(toy: Toy, status: dict[str, Any]) -> None:
+    cluster, labels = toy.cluster, {"app.kubernetes.io/instance": toy.ref.name}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker", "labels": labels}}
     cluster.create({**pod, "spec": {"containers": [{"name": "ray-worker", "image": "absent:1"}]}})
     cluster.merge(Ref("v1", "Pod", "worker"), {"status": status}, subresource="status")
@@ -213,20 +212,20 @@ def container(state: dict[str, Any]) -> dict[str, Any]:
 def test_pod_that_cannot_start_ends_the_wait(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.cluster.pod_watch.GRACE_S", {"none": 0.0, "little": 0.0})
     thread, raised = in_background(toy)
-    until(lambda: cluster.get(REF))
-    set_status(cluster, jobDeploymentStatus="Initializing")
-    make_pod(cluster, {"containerStatuses": [container({"waiting": {"reason": "InvalidImageName"}})]})
+    until(lambda: cluster.get(toy.ref))
+    set_status(toy, jobDeploymentStatus="Initializing")
+    make_pod(toy, {"containerStatuses": [container({"waiting": {"reason": "InvalidImageName"}})]})
     thread.join(20)
     assert [type(each) for each in raised] == [ConfigError]
     assert "InvalidImageName" in str(raised[0])
-    assert cluster.get(REF) is None
+    assert cluster.get(toy.ref) is None
 
 
 def test_job_that_failed_of_memory_is_told_by_that(toy: Toy, cluster: Cluster) -> None:
     thread, raised = in_background(toy)
-    until(lambda: cluster.get(REF))
-    make_pod(cluster, {"containerStatuses": [container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]})
-    set_status(cluster, jobDeploymentStatus="Failed", reason="AppFailed", message="a worker died")
+    until(lambda: cluster.get(toy.ref))
+    make_pod(toy, {"containerStatuses": [container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]})
+    set_status(toy, jobDeploymentStatus="Failed", reason="AppFailed", message="a worker died")
     thread.join(20)
     assert [type(each) for each in raised] == [ConfigError]
     assert "resources.limits.memory" in str(raised[0])
@@ -236,16 +235,16 @@ def test_rayjob_that_nobody_looks_at_is_told(toy: Toy, cluster: Cluster, monkeyp
     monkeypatch.setattr(rayjob_following, "OPERATOR_S", 0.2)
     with pytest.raises(TransientError, match="KubeRay's operator running"):
         toy.run()
-    assert cluster.get(REF) is None
+    assert cluster.get(toy.ref) is None
 
 
 def test_rayjob_in_a_queue_may_wait_unlooked_at(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rayjob_following, "OPERATOR_S", 0.1)
     thread, raised = in_background(toy, values={**VALUES, "rayJob": {"queueName": "team"}})
-    until(lambda: cluster.get(REF))
+    until(lambda: cluster.get(toy.ref))
     time.sleep(0.5)
     assert thread.is_alive()
-    cluster.delete(REF)
+    cluster.delete(toy.ref)
     thread.join(20)
     assert "deleted by someone" in str(raised[0])
 
@@ -253,11 +252,11 @@ def test_rayjob_in_a_queue_may_wait_unlooked_at(toy: Toy, cluster: Cluster, monk
 @pytest.mark.slow
 def test_failed_rayjob_of_an_earlier_driver_makes_room_for_a_new_one(toy: Toy, server: Server, cluster: Cluster, tmp_path: Path) -> None:
     thread, _ = in_background(toy, text="first")
-    until(lambda: cluster.get(REF))
-    first = cluster.get(REF)
+    until(lambda: cluster.get(toy.ref))
+    first = cluster.get(toy.ref)
     assert first is not None
-    cluster.merge(REF, {"metadata": {"finalizers": ["ray.io/rayjob-finalizer"]}})  # so that its end takes the operator
-    set_status(cluster, jobDeploymentStatus="Failed", reason="SubmissionFailed", failed=2)
+    cluster.merge(toy.ref, {"metadata": {"finalizers": ["ray.io/rayjob-finalizer"]}})  # so that its end takes the operator
+    set_status(toy, jobDeploymentStatus="Failed", reason="SubmissionFailed", failed=2)
     thread.join(20)
     with KubeRay(server, connect(tmp_path / "kubeconfig"), tmp_path / "nodes") as kuberay:
         toy.run(text="second")
@@ -286,13 +285,13 @@ def test_store_of_the_values_must_be_the_drivers(toy: Toy) -> None:
         toy.run(values={"store": {"url": "s3://other"}})
 
 
-def test_names_are_such_as_kuberay_takes_and_differ_where_the_slots_do() -> None:
-    assert job_name(NAME) == NAME
-    long = "slipway-predict-openvino-int4-awq-lora-0123456789abcdef-score"
-    names = [job_name(long), job_name(long + "2"), job_name("slipway-a_b-0123456789abcdef"), job_name("slipway-a.b-0123456789abcdef")]
-    assert len(set(names)) == 4
+def test_names_are_such_as_kuberay_takes_and_differ_where_slot_or_store_does() -> None:
+    long = "slipway-predict-openvino-int8-awq-lora-0123456789abcdef-score"
+    slots = [long, long + "2", "slipway-a_b-0123456789abcdef", "slipway-a.b-0123456789abcdef"]
+    names = [job_name(slot, store) for slot in slots for store in ("s3://one", "s3://two")]
+    assert len(set(names)) == len(names)
     assert all(len(name) <= kubernetes.MAX_NAME_CHARS and name.replace("-", "").isalnum() and name[-1] != "-" for name in names)
-    assert job_name(long) == names[0]
+    assert job_name(long, "s3://one") == names[0]
 
 
 DRIVER = """
@@ -311,13 +310,15 @@ def start_driver(place: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_interrupted_driver_leaves_the_job_running_and_says_how_to_end_it(kuberay: KubeRay, cluster: Cluster, tmp_path: Path) -> None:
+def test_interrupted_driver_leaves_the_job_running_and_says_how_to_end_it(
+    toy: Toy, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
+) -> None:
     driver = start_driver(tmp_path)
     until(lambda: kuberay.started)
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=30)
-    assert f"kubectl --namespace default delete rayjob {NAME}" in said
-    assert cluster.get(REF) is not None
+    assert f"kubectl --namespace default delete rayjob {toy.ref.name}" in said
+    assert cluster.get(toy.ref) is not None
     assert kuberay.started[0].process.poll() is None
 
 
@@ -329,7 +330,7 @@ def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
     moments: list[Callable[[], object]] = [
         lambda: (tmp_path / "store").exists(),
         lambda: list((tmp_path / "store").rglob("config.json")),
-        lambda: cluster.get(REF),
+        lambda: cluster.get(toy.ref),
         lambda: kuberay.started,
         lambda: list((tmp_path / "store").rglob("progress.jsonl")),
         lambda: list((tmp_path / "store").rglob("result.json")),
@@ -339,7 +340,7 @@ def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
     for moment in moments:
         driver = start_driver(tmp_path)
         until(lambda driver=driver, moment=moment: moment() or driver.poll() is not None)  # type: ignore[misc]
-        if (live := cluster.get(REF)) is not None:
+        if (live := cluster.get(toy.ref)) is not None:
             uids.add(live["metadata"]["uid"])
         driver.kill()
         driver.communicate()
@@ -349,4 +350,4 @@ def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
     assert toy.text == "by whichever driver"
     assert len(uids) <= 1
     assert len(kuberay.started) == 1
-    until(lambda: cluster.get(REF) is None)
+    until(lambda: cluster.get(toy.ref) is None)

@@ -35,6 +35,14 @@ def next_events(stream: Iterator[Event | None], number: int) -> list[tuple[str, 
     return found
 
 
+def end_of(stream: Iterator[Any]) -> None:
+    """Reads to the end, where nothing more comes."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    for item in stream:
+        assert item is None, item
+        assert time.monotonic() < deadline_s, "it does not end"
+
+
 def quiet(stream: Iterator[Any], ticks: int = 6) -> bool:
     """Whether nothing comes for some ticks."""
     return [item for item in (next(stream) for _ in range(ticks)) if item is not None] == []
@@ -111,7 +119,8 @@ def test_watch_that_is_refused_as_gone_reads_the_state_anew(server: Server, clus
     server.fail_next(gone())
     server.cut()
     assert quiet(stream)
-    assert any(line.endswith(" 410") for line in server.log)
+    after = server.log[[line.endswith(" 410") for line in server.log].index(True) + 1 :]
+    assert "watch=true" not in after[0]
 
 
 def test_object_that_was_made_anew_under_its_name_is_gone_and_present(server: Server, cluster: Cluster) -> None:
@@ -149,7 +158,7 @@ def test_watch_of_a_server_that_stays_away_gives_a_transient_error(server: Serve
     server.fail_next(*[AWAY] * 9)
     server.cut()
     with pytest.raises(TransientError, match="watch ConfigMap"):
-        list(stream)
+        end_of(stream)
 
 
 def test_watch_that_may_not_be_gives_a_config_error(server: Server, cluster: Cluster) -> None:
@@ -159,7 +168,24 @@ def test_watch_that_may_not_be_gives_a_config_error(server: Server, cluster: Clu
     server.fail_next(Fault(403, "Forbidden", "no watching here"))
     server.cut()
     with pytest.raises(ConfigError, match="no watching here"):
-        list(stream)
+        end_of(stream)
+
+
+def test_watch_on_a_connection_that_went_silent_is_opened_again(
+    server: Server, cluster: Cluster, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.cluster.watch.SILENCE_S", 0.2)
+    server.bookmark_s = 60.0
+    made = config_map()
+    cluster.create(made)
+    stream = watch_one(cluster, ref_of(made), idle_s=IDLE_S)
+    assert next_events(stream, 1) == [("present", "1")]
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while sum("watch=true" in line for line in server.log) < 2:
+        assert next(stream) is None
+        assert time.monotonic() < deadline_s, "the watch is not opened again"
+    change(made, "2")
+    assert next_events(stream, 1) == [("present", "2")]
 
 
 def test_watch_that_is_closed_leaves_no_thread(cluster: Cluster) -> None:
@@ -197,7 +223,8 @@ def test_log_is_followed_to_the_end_of_the_pod(server: Server, cluster: Cluster)
     assert next_lines(stream, 3) == ["one", "", "two"]
     server.write_log("default", name, "three")
     set_phase(cluster, made, "Succeeded")
-    assert [line for line in stream if line is not None] == ["three"]
+    assert next_lines(stream, 1) == ["three"]
+    end_of(stream)
 
 
 def test_log_over_cut_connections_gives_each_line_once(server: Server, cluster: Cluster) -> None:
@@ -214,7 +241,9 @@ def test_log_over_cut_connections_gives_each_line_once(server: Server, cluster: 
     server.cut()
     server.write_log("default", name, "d")
     set_phase(cluster, made, "Failed")
-    assert [line for line in stream if line is not None] == ["d"]
+    assert next_lines(stream, 1) == ["d"]
+    end_of(stream)
+    assert "sinceTime=" in [line for line in server.log if "/log?" in line][-1]
 
 
 def test_log_of_a_container_that_has_not_started_is_waited_for(server: Server, cluster: Cluster) -> None:
@@ -235,7 +264,8 @@ def test_log_of_a_container_that_has_not_started_is_waited_for(server: Server, c
     assert quiet(stream, 3)
     server.write_log("default", made["metadata"]["name"], "up")
     cluster.merge(ref_of(made), {"status": {"phase": "Succeeded", "containerStatuses": []}}, subresource="status")
-    assert [line for line in stream if line is not None] == ["up"]
+    assert next_lines(stream, 1) == ["up"]
+    end_of(stream)
 
 
 def test_log_of_a_container_that_the_pod_lacks_gives_a_config_error(cluster: Cluster) -> None:
@@ -253,7 +283,7 @@ def test_log_of_a_pod_that_is_gone_ends(server: Server, cluster: Cluster) -> Non
     stream = follow_logs(cluster, ref_of(made), idle_s=IDLE_S)
     assert next_lines(stream, 1) == ["one"]
     cluster.delete(ref_of(made))
-    assert [line for line in stream if line is not None] == []
+    end_of(stream)
 
 
 def test_last_lines_of_a_log_explain_and_never_fail(server: Server, cluster: Cluster) -> None:

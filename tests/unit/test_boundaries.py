@@ -12,6 +12,7 @@ HEAVY = {"torch", "transformers", "peft", "ray", "openvino", "openvino_genai", "
 LIGHT_MODULES = [
     "pipelines.cli",
     "pipelines.commands",
+    "pipelines.cluster.connect",
     "pipelines.keys",
     "pipelines.pipeline",
     "pipelines.status",

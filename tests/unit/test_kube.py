@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from infra import chart_tools
-from infra.kube import Image, Resources, amount
+from infra.kube import Image, Resources
+from infra.kube_types import amount
 
 
 @pytest.mark.parametrize(
@@ -24,10 +25,12 @@ def test_amount_of_a_quantity_is_in_its_base_unit(quantity: str | int, expected:
 
 
 def test_resources_that_ask_for_more_than_their_limit_are_refused() -> None:
-    """A gibibyte is more than a gigabyte."""
-    with pytest.raises(ValidationError, match=r"requests\.memory '1Gi' is more than limits\.memory '1G'"):
+    """By what they amount to: ten are more than nine, a gibibyte is more than a gigabyte, and 900 mebibytes are less than one."""
+    with pytest.raises(ValidationError, match=r"requests\.memory '10Gi' is more than limits\.memory '9Gi'"):
+        Resources(requests={"memory": "10Gi"}, limits={"memory": "9Gi"})
+    with pytest.raises(ValidationError, match=r"'1Gi' is more than limits\.memory '1G'"):
         Resources(requests={"memory": "1Gi"}, limits={"memory": "1G"})
-    assert Resources(requests={"memory": "1G"}, limits={"memory": "1Gi"}).limits == {"memory": "1Gi"}
+    assert Resources(requests={"memory": "900Mi"}, limits={"memory": "1Gi"}).limits == {"memory": "1Gi"}
 
 
 def test_kubernetes_values_are_read_and_written_in_camel_case() -> None:

@@ -60,9 +60,9 @@ spec:
       envFrom:
         {{- . | trim | nindent 8 }}
       {{- end }}
-      {{- with .pod.resources }}
+      {{- with include "slipway.resources" .pod.resources }}
       resources:
-        {{- toYaml . | nindent 8 }}
+        {{- . | trim | nindent 8 }}
       {{- end }}
       ports:
         {{- if eq .component "ray-head" }}
@@ -103,7 +103,7 @@ spec:
   volumes:
     - name: home
       emptyDir:
-        sizeLimit: {{ toYaml .root.Values.scratch }}
+        sizeLimit: {{ include "slipway.quantity" .root.Values.scratch }}
     - name: tmp
       emptyDir: {}
     {{- with include "slipway.volumes" .root }}{{ . | trim | nindent 4 }}{{- end }}
@@ -152,9 +152,9 @@ spec:
       envFrom:
         {{- . | trim | nindent 8 }}
       {{- end }}
-      {{- with $pipeline.resources }}
+      {{- with include "slipway.resources" $pipeline.resources }}
       resources:
-        {{- toYaml . | nindent 8 }}
+        {{- . | trim | nindent 8 }}
       {{- end }}
       volumeMounts:
         - name: config
