@@ -15,8 +15,14 @@ from pydantic.alias_generators import to_camel
 
 from infra.config import Config
 
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-OPTIONAL_NAME_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
+_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+NAME_PATTERN = f"^{_PART}$"
+DOTTED_NAME_PATTERN = rf"^{_PART}(\.{_PART})*$"
+OPTIONAL_NAME_PATTERN = rf"^({_PART}(\.{_PART})*)?$"
+HOST_PATTERN = rf"^(\*\.)?{_PART}(\.{_PART})*$"
+OPTIONAL_HOST_PATTERN = rf"^((\*\.)?{_PART}(\.{_PART})*)?$"
+LABEL_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+KEY_PATTERN = rf"^({_PART}(\.{_PART})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
 QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]+)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
 STORE_PATTERN = r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._~%/:@-]+$"
 OUR_LABELS_PATTERN = r"^(app\.kubernetes\.io|slipway\.dev)/"
@@ -25,7 +31,9 @@ _FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e
 }
 
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)] | Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
-Labels = dict[str, Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]]
+Key = Annotated[str, Field(pattern=KEY_PATTERN)]
+Labels = dict[Key, Annotated[str, Field(max_length=63, pattern=LABEL_PATTERN)]]
+Annotations = dict[Key, str]
 Name = Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)]
 OptionalName = Annotated[str, Field(max_length=253, pattern=OPTIONAL_NAME_PATTERN)]
 
@@ -60,13 +68,18 @@ def _not_ours(labels: Labels) -> Labels:
     return labels
 
 
+def _and_not_ours(schema: dict[str, Any]) -> None:
+    """JSON Schema asks every pattern that a key has, so ours need no expression that leaves them out."""
+    schema["patternProperties"] = {**schema["patternProperties"], OUR_LABELS_PATTERN: False}
+
+
 class Image(KubeModel):
     """A container image."""
 
     repository: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9._/:-]*$")
     """Registry and name, without a tag."""
     tag: Annotated[str, AfterValidator(_not_latest)] = Field(
-        "", max_length=128, pattern=r"^[A-Za-z0-9._-]*$", json_schema_extra={"not": {"const": "latest"}}
+        "", max_length=128, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$", json_schema_extra={"not": {"const": "latest"}}
     )
     """Version; empty means the chart's appVersion. `latest` is refused."""
     digest: str = Field("", pattern=r"^(sha256:[0-9a-f]{64})?$")
@@ -95,16 +108,26 @@ class Resources(KubeModel):
 class Toleration(KubeModel):
     """A taint that a pod puts up with."""
 
-    key: str | None = None
+    key: Key | None = None
     """Name of the taint; absent means every taint, with `Exists`."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the value must be equal too."""
-    value: str | None = None
+    value: Annotated[str, Field(max_length=63, pattern=LABEL_PATTERN)] | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; absent means every effect."""
     toleration_seconds: int | None = Field(None, ge=0)
     """How long a `NoExecute` is put up with; absent means for ever."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"value {self.value!r} beside the operator Exists, which asks for none. Leave it out, or take Equal.")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key is absent, which is for the operator Exists alone. Name the taint.")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError(f"tolerationSeconds is for the effect NoExecute, found {self.effect}. Leave it out.")
+        return self
 
 
 class Scheduling(KubeModel):
@@ -127,7 +150,7 @@ class Scheduling(KubeModel):
 class SecretKey(KubeModel):
     """One key of a Secret that exists already."""
 
-    name: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    name: Annotated[str, Field(max_length=253, pattern=DOTTED_NAME_PATTERN)]
     """Name of the Secret."""
     key: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
     """Key in it."""
@@ -170,7 +193,7 @@ class ServiceAccount(KubeModel):
     """Whether the chart makes it; `false` takes one that exists already."""
     name: OptionalName = ""
     """Empty means a name made from the release."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as the role of a cloud's workload identity."""
 
 
@@ -283,13 +306,11 @@ class ChartValues(KubeModel):
     """In place of the release's name, with which the name of every object begins; at most 40 characters."""
     deployment: Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)] = ""
     """Label `slipway.dev/deployment` of every object; empty means the release's name."""
-    managed_by: Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")] = ""
+    managed_by: Annotated[str, Field(max_length=63, pattern=LABEL_PATTERN)] = ""
     """Label `app.kubernetes.io/managed-by`; empty means Helm. `slipway deploy` writes itself."""
-    labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(
-        default_factory=dict, json_schema_extra={"patternProperties": {OUR_LABELS_PATTERN: False}}
-    )
+    labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(default_factory=dict, json_schema_extra=_and_not_ours)
     """More labels for every object; those that begin with `app.kubernetes.io/` or `slipway.dev/` are ours."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Annotations for every pod."""
     image_pull_secrets: list[Name] = Field(default_factory=list)
     """Names of Secrets for private registries."""

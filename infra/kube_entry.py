@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra.kube import KubeModel, OptionalName
+from infra.kube import HOST_PATTERN, OPTIONAL_HOST_PATTERN, Annotations, KubeModel, OptionalName
 
-HostName = Annotated[str, Field(max_length=253, pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+HostName = Annotated[str, Field(max_length=253, pattern=HOST_PATTERN)]
 
 
 class Service(KubeModel):
@@ -18,7 +18,7 @@ class Service(KubeModel):
     """Kubernetes' own."""
     port: int = Field(80, ge=1, le=65535)
     """Its port."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as those that a cloud's load balancer reads."""
 
 
@@ -29,13 +29,13 @@ class Ingress(KubeModel):
     """Whether there is one."""
     class_name: OptionalName = ""
     """IngressClass; empty means the cluster's default."""
-    host: Annotated[str, Field(max_length=253, pattern=r"^((\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    host: Annotated[str, Field(max_length=253, pattern=OPTIONAL_HOST_PATTERN)] = ""
     """Name that clients use."""
     tls_secret: OptionalName = ""
     """Secret of type kubernetes.io/tls. Empty means no TLS, which is refused unless `allowPlainHttp` says so."""
     allow_plain_http: bool = False
     """Whether keys and data may pass in the clear."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as `cert-manager.io/cluster-issuer`, and the controller's limits of size, time and buffering."""
 
 
@@ -59,5 +59,5 @@ class Route(KubeModel):
     """Gateways that take it."""
     hostnames: list[HostName] = Field(default_factory=list)
     """Names that clients use; none means all of the listener's."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Of the route."""

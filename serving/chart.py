@@ -8,6 +8,7 @@ from pydantic import Field
 
 from infra.kube import (
     NAME_PATTERN,
+    OPTIONAL_NAME_PATTERN,
     ArtifactStore,
     ChartValues,
     Disruption,
@@ -74,7 +75,7 @@ class Upgrade(KubeModel):
     type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"] = "NewCluster"
     """`NewCluster` starts a second cluster whole and then ends the first, which takes twice the nodes; the incremental one moves capacity
     by steps, where KubeRay offers it and a Gateway API is there; `None` changes nothing while the cluster runs."""
-    gateway_class_name: str = Field("", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    gateway_class_name: str = Field("", pattern=OPTIONAL_NAME_PATTERN)
     """GatewayClass of the incremental upgrade, which KubeRay needs for its own route; clients go on to our gateways."""
     step_size_percent: int = Field(25, ge=1, le=100)
     """Capacity moved in one step."""

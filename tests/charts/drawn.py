@@ -107,5 +107,8 @@ def _mapping(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> st.SearchStr
         needed = {name: value_of(below, defs) for name, below in schema["properties"].items() if name in schema.get("required", ())}
         others = {name: value_of(below, defs) for name, below in schema["properties"].items() if name not in needed | {"affinity": 0}}
         return st.fixed_dictionaries(needed, optional=others)
-    below = schema.get("additionalProperties", {"type": "string"})
-    return st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), value_of(below, defs), max_size=3)
+    patterns = {key: below for key, below in schema.get("patternProperties", {}).items() if below is not False}
+    keys, below = next(iter(patterns.items()), (r"[a-z][a-z0-9-]{0,20}", schema.get("additionalProperties")))
+    if not isinstance(below, Mapping):
+        below = {"type": "string"}
+    return st.dictionaries(st.from_regex(re.compile(keys, re.ASCII), fullmatch=True).map(str.strip), value_of(below, defs), max_size=3)

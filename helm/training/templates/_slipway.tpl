@@ -80,7 +80,7 @@ securityContext:
   {{- include "slipway.podSecurity" .root | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
-  {{- range . }}
+  {{- range uniq . }}
   - name: {{ . | quote }}
   {{- end }}
 {{- end }}
@@ -91,6 +91,12 @@ nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .tolerations }}
+{{- range . }}
+{{- $isExists := eq (default "Equal" .operator) "Exists" }}
+{{- if and $isExists .value }}{{ fail (printf "a toleration has the value %q beside the operator Exists, which asks for none" .value) }}{{ end }}
+{{- if not (or $isExists .key) }}{{ fail "a toleration has no key, which is for the operator Exists alone" }}{{ end }}
+{{- if and (hasKey . "tolerationSeconds") (ne (default "" .effect) "NoExecute") }}{{ fail "a toleration has tolerationSeconds, which is for the effect NoExecute alone" }}{{ end }}
+{{- end }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -111,9 +117,36 @@ runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
+{{- /* Environment variables that templates of ours set. */ -}}
+{{- define "slipway.ourVariables" -}}
+- DO_NOT_TRACK
+- HF_HUB_OFFLINE
+- HOME
+- MLFLOW_AUTH_ADMIN_PASSWORD
+- MLFLOW_AUTH_ADMIN_USERNAME
+- MLFLOW_AUTH_CONFIG_PATH
+- MLFLOW_BACKEND_STORE_URI
+- MLFLOW_DISABLE_TELEMETRY
+- MLFLOW_FLASK_SERVER_SECRET_KEY
+- MLFLOW_SERVER_ENABLE_JOB_EXECUTION
+- MLFLOW_TRACKING_URI
+- PYTHONUNBUFFERED
+- RAY_USAGE_STATS_ENABLED
+- RAY_gcs_rpc_server_reconnect_timeout_s
+- SLIPWAY_FRONT_TOKEN_FILE
+- SLIPWAY_GATEWAYS
+- SLIPWAY_HOME
+- SLIPWAY_KUBERNETES_VALUES
+- SLIPWAY_STORE
+- TOKENIZERS_PARALLELISM
+{{- end -}}
+
+{{- /* The values' own environment variables, as Kubernetes writes them. An API server refuses a list in which one is twice. */ -}}
 {{- define "slipway.env" -}}
+{{- $taken := include "slipway.ourVariables" . | fromYamlArray -}}
 {{- range .Values.env }}
+{{- if has .name $taken }}{{ fail (printf "env names %s twice, or the chart sets it itself. Leave it out." .name) }}{{ end }}
+{{- $taken = append $taken .name }}
 {{- if eq (kindIs "string" .value) (kindIs "map" .secret) }}{{ fail (printf "env %s: give `value` or `secret`, one of them" .name) }}{{ end }}
 - name: {{ .name | quote }}
   {{- if .secret }}
