@@ -76,7 +76,8 @@ class ArtifactStore:
         self.place.put_all({f"{ARTIFACTS}/{name}/{file}": folder / file for file in sent})
         if there is None:
             self.place.put(folder / MANIFEST_NAME, f"{ARTIFACTS}/{name}/{MANIFEST_NAME}")
-        self.place.write(f"{DIGESTS}/{manifest.digest}", name.encode())
+        if self.find(manifest.digest) is None:
+            self.place.write(f"{DIGESTS}/{manifest.digest}", name.encode())
         return manifest
 
     def fetch(self, name: str, artifacts_dir: Path) -> Path:

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra.kube import HOST_PATTERN, OPTIONAL_HOST_PATTERN, Annotations, KubeModel, OptionalName
-
-HostName = Annotated[str, Field(max_length=253, pattern=HOST_PATTERN)]
+from infra.kube import KubeModel
+from infra.kube_types import OPTIONAL_HOST_PATTERN, Annotations, DottedName, HostName, OptionalName
 
 
 class Service(KubeModel):
@@ -42,7 +41,7 @@ class Ingress(KubeModel):
 class ParentRef(KubeModel):
     """A Gateway of the Gateway API that takes the route; TLS is its listener's."""
 
-    name: OptionalName
+    name: DottedName
     """Its name."""
     namespace: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
     """Where it is; empty means the release's namespace."""

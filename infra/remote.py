@@ -7,6 +7,7 @@ while it runs, and pushes what it made and then the result. Run again after it w
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,13 +103,14 @@ def make_result(store: ArtifactStore, job: dict[str, Any], home: Path, exit_code
     files = orders.pushed_files(store, home, Path(unsent) if unsent else None)
     if exit_code != EXIT_DONE:
         return Result(exit_code=exit_code, error=error, log_tail=log_tail, files=files)
-    output_dir = Path(job["output_dir"])
+    output_dir, name = Path(job["output_dir"]), None
     if output_dir.name == SLOT_OUTPUT and (output_dir / MANIFEST_NAME).is_file():
         name = output_dir.parent.name
         store.push(output_dir, name)
-        return Result(exit_code=exit_code, artifact=name, files=files)
-    files |= orders.pushed_files(store, home, output_dir)
-    return Result(exit_code=exit_code, files=files)
+    else:
+        files |= orders.pushed_files(store, home, output_dir)
+    shutil.rmtree(output_dir, ignore_errors=True)  # it would fill the node's disk, one model after the other
+    return Result(exit_code=exit_code, artifact=name, files=files)
 
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:

@@ -53,7 +53,8 @@ class Settings(Config):
     ray_jobs_address: str = RAY_JOBS_ADDRESS
     """Ray's Jobs API for `--executor ray` (`RAY_API_SERVER_ADDRESS`, as for Ray's own commands)."""
     ray_token: SecretStr | None = None
-    """Key of a Ray cluster that asks for one (`RAY_AUTH_TOKEN`)."""
+    """Key of a Ray cluster that asks for one, from where Ray's own commands take it: `RAY_AUTH_TOKEN`, the file that
+    `RAY_AUTH_TOKEN_PATH` names, `~/.ray/auth_token`."""
 
     kubernetes_values: Path | None = None
     """Values of helm/training with which each RayJob is rendered (`SLIPWAY_KUBERNETES_VALUES`); absent means the chart's own."""
@@ -118,8 +119,8 @@ def load_settings(executor: str | None = None) -> Settings:
         store=store or None,
         executor=cast(ExecutorName, executor),
         ray_jobs_address=(os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_JOBS_ADDRESS).rstrip("/"),
+        ray_token=_ray_token(),
         kubernetes_values=Path(path).expanduser().absolute() if (path := os.environ.get("SLIPWAY_KUBERNETES_VALUES")) else None,
-        ray_token=SecretStr(token) if (token := os.environ.get("RAY_AUTH_TOKEN")) else None,
     )
 
 
@@ -165,6 +166,14 @@ def _host_and_port(text: str) -> tuple[str, int]:
 def kubeconfig_files() -> str:
     """Where clusters are described, as the kubectl of this environment finds it: one file, or several with the path separator between."""
     return os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+
+
+def _ray_token() -> SecretStr | None:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not token and file.is_file():
+        token = file.read_text(encoding="utf-8").strip()
+    return SecretStr(token) if token else None
 
 
 def traces_are_wanted() -> bool:

@@ -126,10 +126,18 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 @contextlib.contextmanager
 def run(
-    mlflow: MlflowClient, experiment_id: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+    mlflow: MlflowClient,
+    experiment_id: str,
+    name: str,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    begun_run_id: str | None = None,
 ) -> Iterator[str]:
-    """A run, nested where a parent is given, that ends FINISHED, KILLED on Ctrl-C, or FAILED with the error as a tag."""
-    run_id = start_run(mlflow, experiment_id, name, parent_run_id, tags)
+    """A run, nested where a parent is given, that ends FINISHED, KILLED on Ctrl-C, or FAILED with the error as a tag.
+
+    It is the one that was begun before where that is named and still there.
+    """
+    run_id = _taken_up(mlflow, begun_run_id) or start_run(mlflow, experiment_id, name, parent_run_id, tags)
     try:
         yield run_id
     except BaseException as error:
@@ -138,6 +146,24 @@ def run(
             mlflow.set_terminated(run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     mlflow.set_terminated(run_id)
+
+
+def _taken_up(mlflow: MlflowClient, run_id: str | None) -> str | None:
+    """The run, running again; None where the store has it no more, or only as a deleted one."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        found = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    if found.info.lifecycle_stage != "active":
+        return None
+    mlflow.update_run(run_id, status="RUNNING")
+    return run_id
 
 
 @contextlib.contextmanager

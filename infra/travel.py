@@ -1,6 +1,7 @@
 """Inputs of a program that lie outside the home: fields marked `json_schema_extra={"travels": "model" | "dataset" | "files"}`.
 
-Where a program runs on another machine, local ones are sent along, and those of the hub are fetched there.
+Where a program runs on another machine, local ones are sent along, and those of the hub are fetched there. What is marked `"stays"`, such
+as an interpreter of the driver's, means nothing there and is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from infra import models
 from infra.config import Config
 
-REMOTE = "hf:"
+REMOTE, STAYS = "hf:", "stays"
 
 
 class HubSource(Config):

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from infra import metric_stream, provenance, registry, tracking
-from infra.errors import GateFailed
+from infra.errors import GateFailed, SlipwayError, TransientError
 from infra.files import write_json_atomic
 from infra.settings import Settings
 from pipelines import plots, preflight, promotion, registration, report, runner, sealing
 from pipelines.display import Display, candidate_table, gate_table, score_table
 from pipelines.plan import build_steps
+from pipelines.run_record import RunRecords
 from pipelines.runner import Outcome, Tracked
 from pipelines.serve import Served, chat, sample_messages, serving
 from pipelines.spec import Spec
@@ -70,8 +71,9 @@ def run(
 
 
 def make_run_dir(spec: Spec, settings: Settings) -> Path:
-    """A folder for one command's logs and reports, with the resolved spec in it."""
-    folder = settings.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}"
+    """A folder for one command's logs and reports, with the resolved spec in it; the same one where an earlier driver was cut off."""
+    begun = RunRecords(settings, spec.fingerprint).read()
+    folder = settings.runs_dir / (begun.run_name if begun else f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / "spec.json", spec.model_dump(mode="json"))
     return folder
@@ -79,17 +81,34 @@ def make_run_dir(spec: Spec, settings: Settings) -> Path:
 
 @contextlib.contextmanager
 def tracked_run(spec: Spec, settings: Settings, run_dir: Path) -> Iterator[Tracked]:
-    """The MLflow run of this job, ended with the state the job ends in."""
+    """The MLflow run of this job, ended with the state the job ends in; the same one where an earlier driver was cut off."""
     client = tracking.client(settings.tracking_uri)
     settings.home.mkdir(parents=True, exist_ok=True)
     experiment_id = tracking.ensure_experiment(client, spec.experiment, settings.run_files_root)
     metric_stream.send_left(settings.runs_dir, settings.tracking_uri)
-    with tracking.run(client, experiment_id, run_dir.name, tags={"slipway.spec_fingerprint": spec.fingerprint}) as run_id:
+    records = RunRecords(settings, spec.fingerprint)
+    begun, tags = records.read(), {"slipway.spec_fingerprint": spec.fingerprint}
+    with tracking.run(client, experiment_id, run_dir.name, tags=tags, begun_run_id=begun.run_id if begun else None) as run_id:
+        records.begin(run_id, run_dir)
         tracking.log_params(client, run_id, spec.model_dump(mode="json"))
         client.log_artifact(run_id, str(run_dir / "spec.json"))
-        yield Tracked(client, settings.tracking_uri, experiment_id, run_id)
+        with _ended(records):
+            yield Tracked(client, settings.tracking_uri, experiment_id, run_id, records)
         if metric_stream.send_left(settings.runs_dir, settings.tracking_uri):
             log.warning("figures of this run wait in %s; the next run sends them", run_dir / "unsent")
+
+
+@contextlib.contextmanager
+def _ended(records: RunRecords) -> Iterator[None]:
+    """Forgets the runs when the block ends, but where the same command goes on with it: interrupted, or an error that may pass."""
+    try:
+        yield
+    except TransientError:
+        raise
+    except SlipwayError:
+        records.end()
+        raise
+    records.end()
 
 
 def ask_sample(served: Served, rows_dir: Path, settings: Settings, display: Display) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from infra.files import require_free_space
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.settings import Settings
 from pipelines import serveable
+from pipelines.executors.base import needs
 from pipelines.runner import Planned
 from pipelines.spec import Spec
 from serving.limits import ENGINE_OF_FORMAT
@@ -44,9 +45,12 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     without room, a port in use.
     """
     problems = []
-    checks = [partial(serveable.check_source, spec), partial(_check_modules, planned), partial(_check_disk, spec, planned, settings)]
+    checks = [partial(serveable.check_source, spec), partial(_check_executor, settings), partial(_check_disk, spec, planned, settings)]
+    if settings.executor == "local":
+        checks.append(partial(_check_modules, planned))
     if will_serve:
         checks += [
+            partial(_check_server, spec),
             partial(serveable.check_engines, spec),
             partial(_check_adapters, spec),
             partial(_check_port, spec),
@@ -59,6 +63,28 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _check_executor(settings: Settings) -> None:
+    problems = needs(settings)
+    if settings.executor != "local" and settings.tracking_uri.startswith("sqlite:"):
+        problems.append(
+            f"--executor {settings.executor}: programs on other machines report to MLflow, and {settings.tracking_uri} is a file of this "
+            "machine. Set MLFLOW_TRACKING_URI to a server or a PostgreSQL database."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_server(spec: Spec) -> None:
+    """The server runs here wherever the steps do."""
+    engines = sorted({ENGINE_OF_FORMAT[name] for name in spec.quantize.formats})
+    missing = sorted({name for engine in engines for name in (*MODULES_BY_ENGINE[engine][1], "ray") if find_spec(name) is None})
+    if missing and spec.serve.engine_python is None:
+        raise ConfigError(
+            f"to serve what is promoted on this machine, these packages are needed: {', '.join(missing)}. "
+            "Install `pip install 'slipway-ml[serve]'`, or run with --no-serve."
+        )
 
 
 def _check_modules(planned: Sequence[Planned]) -> None:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from infra import tracking
+from infra.artifact_store import ArtifactStore, open_store
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
 from infra.settings import Settings
@@ -18,6 +19,7 @@ from pipelines import store
 from pipelines.display import Display
 from pipelines.executors import local
 from pipelines.executors.base import Executor, make_executor
+from pipelines.run_record import RunRecords
 from pipelines.step import Artifact, Step, StepContext
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Tracked:
     uri: str
     experiment_id: str
     run_id: str
+    records: RunRecords
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Outcome:
 def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
     """What running the steps would do; touches nothing. Raises ConfigError where what is there already cannot be used."""
     made: dict[str, Artifact] = {}
-    planned = []
+    planned, shelf = [], open_store(settings.store) if settings.store else None
     for step in steps:
         waiting = [name for name in step.needs if name not in made]
         if waiting:
@@ -71,10 +74,15 @@ def plan(settings: Settings, steps: Sequence[Step]) -> list[Planned]:
         inputs = {name: made[name] for name in step.needs}
         slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
         artifact = slot.artifact()
+        shared = None if artifact or shelf is None else shelf.manifest(slot.final_dir.name)
         if artifact is not None:
             made[step.name] = artifact
-            _check(step, artifact, inputs)
+            if all(each.path.is_dir() for each in inputs.values()):  # else one is in the store alone, and is looked at when it is here
+                _check(step, artifact, inputs)
             planned.append(Planned(step, False, f"already made: {slot.final_dir.name}", slot, artifact))
+        elif shared is not None:
+            made[step.name] = Artifact(slot.final_dir, shared)
+            planned.append(Planned(step, False, f"already made, in the store: {slot.final_dir.name}", slot, made[step.name]))
         elif slot.staging_dir.exists():
             planned.append(Planned(step, True, "an attempt was cut off; it resumes", slot))
         else:
@@ -117,11 +125,12 @@ def run(
 ) -> Outcome:
     """Makes every step's artifact, in order. What a step leaves when it fails stays, so that the same command resumes."""
     outcome, executor = Outcome(), make_executor(settings)
+    shelf = open_store(settings.store) if settings.store else None
     for step in steps:
         inputs = {name: outcome.artifacts[name] for name in step.needs}
         slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
         started_s = time.monotonic()
-        artifact = slot.artifact()
+        artifact = slot.artifact() or _fetched(slot, shelf)
         if artifact is None:
             with slot.locked(lambda step=step: display.note(f"{step.name}: another run is making this; waiting for it")):  # type: ignore[misc]
                 chosen = local.LocalExecutor(ahead[step.name]) if step.name in ahead else executor
@@ -129,10 +138,21 @@ def run(
         else:
             outcome.skipped.append(step.name)
             display.skipped(step.name, slot.final_dir.name)
+        if shelf is not None:
+            shelf.push(artifact.path)
+            shelf.place.remove(f"staging/{slot.final_dir.name}")
         _check(step, artifact, inputs)
         outcome.timings_s[step.name] = round(time.monotonic() - started_s, 3)
         outcome.artifacts[step.name] = artifact
     return outcome
+
+
+def _fetched(slot: store.Slot, shelf: ArtifactStore | None) -> Artifact | None:
+    """The output from the artifact store, where another driver has made it."""
+    if shelf is None or shelf.manifest(slot.final_dir.name) is None:
+        return None
+    shelf.fetch(slot.final_dir.name, slot.final_dir.parent)
+    return slot.artifact()
 
 
 def _check(step: Step, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
@@ -166,7 +186,10 @@ def _make(
         if tracked is None:
             work(None)
             return slot.publish()
-        with tracking.run(tracked.client, tracked.experiment_id, step.name, tracked.run_id) as run_id:
+        begun = tracked.records.read()
+        nested = begun.steps.get(step.name) if begun else None
+        with tracking.run(tracked.client, tracked.experiment_id, step.name, tracked.run_id, begun_run_id=nested) as run_id:
+            tracked.records.begin_step(step.name, run_id)
             work(TrackingTarget(uri=tracked.uri, run_id=run_id, unsent_file=run_dir / "unsent" / f"{step.name}.jsonl"))
             artifact = slot.publish()
             tracked.client.set_tag(run_id, "slipway.artifact", str(artifact.path))

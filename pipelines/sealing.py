@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from infra.artifact_store import open_store
 from infra.contracts import verify
 from infra.errors import ConfigError
 from infra.settings import Settings
@@ -36,7 +37,12 @@ def seal_promoted(
     }
     about = {"artifact_digest": digest, "certificate_digest": certificate.manifest.digest, "name": name, **said}
     seal(certificate.path, key, {"artifact_digest": certificate.manifest.digest, "name": name}, {})
-    return seal(model.path, key, about, documents)
+    made = seal(model.path, key, about, documents)
+    if settings.store:  # the artifacts went there before they were sealed
+        store = open_store(settings.store)
+        store.push(certificate.path)
+        store.push(model.path)
+    return made
 
 
 def seal_by_hand(settings: Settings, folder: Path, said: Mapping[str, Any] = MappingProxyType({})) -> Seal:

@@ -9,7 +9,7 @@ from infra.provenance import capture
 from infra.settings import Settings
 from pipelines import graph, preflight, runner
 from pipelines.display import Display
-from pipelines.executors import local
+from pipelines.executors.base import make_executor
 from pipelines.pipeline import make_run_dir, tracked_run
 from pipelines.plan import build_steps
 from pipelines.report import TRAINING_NAME
@@ -52,6 +52,6 @@ def estimate(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]
         tokens_dir=outcome.artifacts["render"].path,
         train=spec.train,
     )
-    local.run_to_end(ESTIMATE_MODULE, job, run_dir / "estimate.job.json", run_dir / "estimate.log", lambda: None)
+    make_executor(settings).run_to_end(ESTIMATE_MODULE, job, run_dir / "estimate.job.json", run_dir / "estimate.log", lambda: None)
     found: dict[str, Any] = read_json(job.output_dir / ESTIMATE_NAME)
     return found

@@ -7,28 +7,22 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from infra.kube import (
-    NAME_PATTERN,
-    OPTIONAL_NAME_PATTERN,
-    ArtifactStore,
     ChartValues,
     Disruption,
     Image,
     KubeModel,
-    Labels,
     Monitor,
-    Name,
-    OptionalName,
     Probe,
-    Quantity,
     RayNetworkPolicy,
     ReplicaBounds,
     Resources,
     Scheduling,
     SecretKey,
     Toleration,
-    Tracking,
 )
 from infra.kube_entry import Ingress, Route, Service
+from infra.kube_stores import ArtifactStore, Tracking
+from infra.kube_types import NAME_PATTERN, MoreLabels, Name, OptionalName, Quantity
 from infra.kube_volumes import MountedClaim
 from serving.cluster_config import ClusterConfig, StoreSource
 from serving.config import ServeConfig
@@ -75,7 +69,7 @@ class Upgrade(KubeModel):
     type: Literal["NewCluster", "NewClusterWithIncrementalUpgrade", "None"] = "NewCluster"
     """`NewCluster` starts a second cluster whole and then ends the first, which takes twice the nodes; the incremental one moves capacity
     by steps, where KubeRay offers it and a Gateway API is there; `None` changes nothing while the cluster runs."""
-    gateway_class_name: str = Field("", pattern=OPTIONAL_NAME_PATTERN)
+    gateway_class_name: str = Field("", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
     """GatewayClass of the incremental upgrade, which KubeRay needs for its own route; clients go on to our gateways."""
     step_size_percent: int = Field(25, ge=1, le=100)
     """Capacity moved in one step."""
@@ -123,7 +117,7 @@ class Rules(KubeModel):
 
     enabled: bool = False
     """Whether there is one; left out where the cluster does not know the kind."""
-    labels: Labels = Field(default_factory=dict)
+    labels: MoreLabels = Field(default_factory=dict)
     """What the cluster's Prometheus selects by."""
     ttft_seconds: float = Field(2.0, gt=0)
     """Time to the first token that 99 of 100 requests should keep."""
@@ -138,7 +132,7 @@ class Dashboard(KubeModel):
 
     enabled: bool = False
     """Whether there is one."""
-    labels: Labels = Field(default_factory=lambda: {"grafana_dashboard": "1"})
+    labels: MoreLabels = Field(default_factory=lambda: {"grafana_dashboard": "1"})
     """What the sidecar selects by."""
 
 

@@ -85,7 +85,7 @@ class PoolConfig(Config):
     accelerator: Literal["cpu", "gpu"] = "cpu"
     """Where its engine computes: with `gpu` each replica gets one."""
     engine: EngineName | None = None
-    engine_python: Path | None = None
+    engine_python: Path | None = Field(None, json_schema_extra={"travels": "stays"})
     weights: EngineWeights | None = None
     model_dir: Path | None = None
     """Folder of the model in the form that the pool's engine reads; absent means the one that the server was given."""
@@ -103,7 +103,7 @@ class ServeConfig(Config):
     engine: EngineName = "openvino"
     """What computes: `openvino` reads what was quantized for it (CPU); `vllm` and the reference, `torch`, read the merged model (CPU or
     GPU), and `torch` what bitsandbytes quantized. A spec or command without it gets the engine that reads the model's weight format."""
-    engine_python: Path | None = None
+    engine_python: Path | None = Field(None, json_schema_extra={"travels": "stays"})
     """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
     the library `.venv-ENGINE/bin/python` beside its venv."""
     weights: EngineWeights = "full"

@@ -49,6 +49,24 @@ def busy_port() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """URL of a bucket of an S3 server of this process, whose address and keys are in the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=network.free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        variables = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "us-east-1"}
+        for name, value in variables.items():
+            patch.setenv(f"AWS_{name}", value)
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="slipway")
+        yield "s3://slipway"
+    server.stop()
+
+
 TOY_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.errors import ConfigError, TransientError
+from infra.filesystems import open_place
 from training.layout import Layout
 from training.parameters import TrainableParameters
 
@@ -53,9 +54,7 @@ class CheckpointStore:
     """The checkpoints of one run, at a local folder or any fsspec URL that every worker reaches."""
 
     def __init__(self, place: str, fingerprint: str, keep: int, layout: Layout, parameters: TrainableParameters) -> None:
-        import fsspec
-
-        self._files, self._root = fsspec.url_to_fs(place)
+        self._files, self._root = open_place(place)
         self._url = place if "://" in place else f"file://{Path(place).absolute()}"
         self._fingerprint, self._keep = fingerprint, keep
         self._layout, self._parameters = layout, parameters
@@ -133,7 +132,8 @@ class CheckpointStore:
             yield f"{self._root}/{name}"
             return
         with tempfile.TemporaryDirectory(prefix="slipway-checkpoint-") as folder:
-            self._files.get(f"{self._root}/{name}/", f"{folder}/", recursive=True)
+            paths = self._files.find(f"{self._root}/{name}")  # file by file: an object store has no folders to get
+            self._files.get(paths, [f"{folder}/{PurePath(path).name}" for path in paths])
             yield folder
 
     def _read_folder(self, reader: Any, name: str, facts: dict[str, Any]) -> TrainState:

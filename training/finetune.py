@@ -14,18 +14,17 @@ from typing import Any
 
 from infra.chat import TEMPLATE_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from infra.contracts import Manifest, ModelFacts, verify, write_manifest
-from infra.errors import BY_NAME, ArtifactError, ConfigError, TransientError
-from infra.files import read_json, require_free_space
+from infra.errors import ArtifactError, TransientError
+from infra.files import require_free_space
 from infra.process import run_program
 from infra.settings import load_settings
+from training import elsewhere
 from training.adapter import adapter_facts
 from training.cluster import Place, ray_session
 from training.config import FinetuneJob
 from training.folders import checkpoints_folder, copy_texts, fresh_folder
 from training.preflight import check_layout, count_trained
 
-FAILURE_NAME = "failure.json"
-STOP_NAME = "stop"
 STOP_TIMEOUT_S = 10.0  # for the step that runs and its checkpoint, within what a pre-empted pod is given
 IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments and, with early stopping, the best weights, in fp32
@@ -33,6 +32,7 @@ BYTES_PER_PARAMETER = 4 * 4  # one checkpoint holds master weights, two moments 
 
 def finetune(job: FinetuneJob) -> None:
     """Trains the adapter and writes it. Raises ConfigError or ArtifactError before anything starts where the inputs do not fit."""
+    job = elsewhere.settled(job)
     base, tokens = verify(job.base_dir, ("base",)), verify(job.tokens_dir, ("tokens",))
     if tokens.parents.get("base") != base.digest:
         raise ArtifactError(
@@ -44,12 +44,10 @@ def finetune(job: FinetuneJob) -> None:
     num_checkpoints = job.train.keep_checkpoints + job.train.keep_best + 1  # the one being written too
     require_free_space(checkpoints, num_parameters * BYTES_PER_PARAMETER * num_checkpoints, "checkpoints")
     fresh_folder(job.output_dir)
-    for name in (FAILURE_NAME, STOP_NAME):
-        (checkpoints / name).unlink(missing_ok=True)
     train_on_ray(job, base, tokens)
-    if (checkpoints / FAILURE_NAME).is_file():
-        failure = read_json(checkpoints / FAILURE_NAME)
-        raise BY_NAME.get(failure["type"], ConfigError)(failure["message"])
+    if (known := elsewhere.failure(job)) is not None:
+        raise known
+    elsewhere.bring(job)
     is_full = job.train.method == "full"
     copy_texts(job.base_dir, job.output_dir, None if is_full else (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, TEMPLATE_NAME))
     parents = {"base": base.digest, "tokens": tokens.digest}
@@ -84,7 +82,7 @@ def train_on_ray(job: FinetuneJob, base: Manifest, tokens: Manifest) -> None:
                 f"training stopped: {error}. {job.train.max_failures} restarts were allowed; run again to go on from the last checkpoint."
             ) from error
         except KeyboardInterrupt:
-            stop_workers(checkpoints_folder(job.output_dir))
+            stop_workers(job)
             raise
 
 
@@ -93,7 +91,7 @@ def make_trainer(job: FinetuneJob, place: Place, runs: Path, parents: list[str])
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     settings: dict[str, Any] = {
-        "train_loop_config": {"job": job.model_dump_json(), "cpus": place.cpus, "parents": parents},
+        "train_loop_config": {**elsewhere.begin(job), "cpus": place.cpus, "parents": parents},
         "scaling_config": ScalingConfig(num_workers=job.train.num_workers, use_gpu=place.use_gpu, resources_per_worker=place.resources),
         "run_config": RunConfig(name="train", storage_path=str(runs), failure_config=FailureConfig(max_failures=job.train.max_failures)),
     }
@@ -141,11 +139,11 @@ def do_nothing() -> None:
     """In place of a request to an autoscaler."""
 
 
-def stop_workers(checkpoints: Path) -> None:
+def stop_workers(job: FinetuneJob) -> None:
     """After Ctrl-C or SIGTERM: lets the workers write a checkpoint before they go, for as long as may be waited."""
-    (checkpoints / STOP_NAME).touch()
+    elsewhere.stop_workers(job)
     deadline_s = time.monotonic() + STOP_TIMEOUT_S
-    while not (checkpoints / FAILURE_NAME).is_file() and time.monotonic() < deadline_s:
+    while elsewhere.failure(job) is None and time.monotonic() < deadline_s:
         time.sleep(0.1)
 
 

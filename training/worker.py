@@ -11,12 +11,12 @@ import ray.train
 import ray.train.torch
 import torch
 
-from infra.errors import SlipwayError, TransientError
-from infra.files import sha256_json, write_json_atomic
+from infra.errors import TransientError
+from infra.files import sha256_json
 from training.checkpoint import CheckpointStore
 from training.config import FinetuneJob
 from training.data.tokens import TokenRow, read_token_rows
-from training.finetune import FAILURE_NAME, STOP_NAME
+from training.elsewhere import STOP_NAME, work
 from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.loop import Trainer
@@ -27,14 +27,10 @@ from training.result import write_result
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
-    """Reads what the driver gave and trains; a known error is left in a file for the driver, since raised it would only be tried again."""
-    job = FinetuneJob.model_validate_json(config["job"])
+    """Reads what the driver gave and trains, on whichever node."""
     context = ray.train.get_context()
     torch.set_num_threads(config["cpus"])  # Ray sets OMP_NUM_THREADS to 1 for its workers
-    try:
-        run_worker(job, config["parents"], context.get_world_size())
-    except SlipwayError as error:
-        write_json_atomic(checkpoints_folder(job.output_dir) / FAILURE_NAME, {"type": type(error).__name__, "message": error.message})
+    work(config, context.get_world_rank(), lambda job: run_worker(job, config["parents"], context.get_world_size()))
 
 
 def run_worker(job: FinetuneJob, parents: Sequence[str], num_workers: int = 1) -> None:

@@ -117,36 +117,12 @@ runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* Environment variables that templates of ours set. */ -}}
-{{- define "slipway.ourVariables" -}}
-- DO_NOT_TRACK
-- HF_HUB_OFFLINE
-- HOME
-- MLFLOW_AUTH_ADMIN_PASSWORD
-- MLFLOW_AUTH_ADMIN_USERNAME
-- MLFLOW_AUTH_CONFIG_PATH
-- MLFLOW_BACKEND_STORE_URI
-- MLFLOW_DISABLE_TELEMETRY
-- MLFLOW_FLASK_SERVER_SECRET_KEY
-- MLFLOW_SERVER_ENABLE_JOB_EXECUTION
-- MLFLOW_TRACKING_URI
-- PYTHONUNBUFFERED
-- RAY_USAGE_STATS_ENABLED
-- RAY_gcs_rpc_server_reconnect_timeout_s
-- SLIPWAY_FRONT_TOKEN_FILE
-- SLIPWAY_GATEWAYS
-- SLIPWAY_HOME
-- SLIPWAY_KUBERNETES_VALUES
-- SLIPWAY_STORE
-- TOKENIZERS_PARALLELISM
-{{- end -}}
-
-{{- /* The values' own environment variables, as Kubernetes writes them. An API server refuses a list in which one is twice. */ -}}
+{{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
 {{- define "slipway.env" -}}
-{{- $taken := include "slipway.ourVariables" . | fromYamlArray -}}
+{{- $names := list }}
 {{- range .Values.env }}
-{{- if has .name $taken }}{{ fail (printf "env names %s twice, or the chart sets it itself. Leave it out." .name) }}{{ end }}
-{{- $taken = append $taken .name }}
+{{- if has .name $names }}{{ fail (printf "env %s is given twice: give it once" .name) }}{{ end }}
+{{- $names = append $names .name }}
 {{- if eq (kindIs "string" .value) (kindIs "map" .secret) }}{{ fail (printf "env %s: give `value` or `secret`, one of them" .name) }}{{ end }}
 - name: {{ .name | quote }}
   {{- if .secret }}
@@ -365,7 +341,7 @@ spec:
 {{- /* Resources of a container. Every quantity is text: where a kind takes whole numbers or text, as KubeRay's do, half a core is none. */ -}}
 {{- define "slipway.resources" -}}
 {{- range $kind := list "requests" "limits" }}
-{{- with index $ $kind }}
+{{- with index ($ | default dict) $kind }}
 {{ $kind }}:
   {{- range $name, $quantity := . }}
   {{ $name | quote }}: {{ include "slipway.quantity" $quantity }}

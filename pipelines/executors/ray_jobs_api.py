@@ -72,14 +72,6 @@ class RayJobs:
         status, text = self._request("GET", f"{name}/logs")
         return str(json.loads(text)["logs"]) if status == http.client.OK else ""
 
-    def stop(self, name: str) -> None:
-        """Asks the job to stop."""
-        self._request("POST", f"{name}/stop")
-
-    def delete(self, name: str) -> None:
-        """Makes Ray forget a job that has ended, so that its name is free."""
-        self._request("DELETE", name)
-
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         deadline_s = time.monotonic() + self._patience_s
         while True:

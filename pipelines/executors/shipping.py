@@ -7,7 +7,7 @@ and starts again finds what it had begun: a result that is good, a program that 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infra import orders
@@ -17,7 +17,7 @@ from infra.errors import EXIT_DONE, ArtifactError, SlipwayError, TransientError
 from infra.files import sha256_json, write_bytes_atomic
 from infra.orders import HOME, Order, Result, beside
 from infra.process import Job
-from infra.travel import hub_sources, travelling
+from infra.travel import STAYS, hub_sources, travelling
 
 PREFIX = "slipway"
 INPUTS = "inputs"
@@ -28,7 +28,8 @@ class Shipment:
 
     def __init__(self, store: ArtifactStore, home: Path, module: str, job: Job) -> None:
         self.store, self.home, self.module, self.job = store, home, module, job
-        self.base, self.part = _place_of(job.output_dir, home)
+        self.base, part = _place_of(job.output_dir, home)
+        self.part = f"{part}-{module.replace('.', '-')}" if part else ""
 
     @property
     def name(self) -> str:
@@ -63,7 +64,8 @@ class Shipment:
     def send(self) -> None:
         """Pushes what the program reads, then the order, in place of any before. Raises ArtifactError where an input is not whole."""
         outside = dict(_outside(self.job))
-        job = orders.packed(_replaced(self.job.model_dump(mode="json"), outside), self.home)
+        left_out = {value: None for value, kind in travelling(self.job) if kind == STAYS}
+        job = orders.packed(_replaced(self.job.model_dump(mode="json"), {**outside, **left_out}), self.home)
         artifacts, files = self._push_inputs(job)
         for source, target in outside.items():
             place = Path(source.removeprefix("file:"))
@@ -85,7 +87,7 @@ class Shipment:
 
         Raises the program's own known error, SlipwayError with the end of its log where it left none, TransientError where it was killed.
         """
-        result = self.result()
+        result = self.result() or self._found_whole()
         if result is None:
             raise TransientError(f"{self.module} ended without a result ({self.name}): its machine was lost. Run the same command again.")
         for path, sha256 in result.files.items():
@@ -99,6 +101,11 @@ class Shipment:
         if result.artifact is not None:
             shutil.rmtree(self.job.output_dir, ignore_errors=True)
             self.store.fetch_to(result.artifact, self.job.output_dir)
+
+    def _found_whole(self) -> Result | None:
+        """The step's output, which another driver has brought home and cleared up after."""
+        slot = Path(self.base).name
+        return Result(exit_code=EXIT_DONE, artifact=slot) if not self.part and self.store.manifest(slot) is not None else None
 
     def _push_inputs(self, job: object) -> tuple[dict[str, str], dict[str, str]]:
         """Pushes what the job reads below the home; artifacts by name, and other files by path."""
@@ -147,7 +154,9 @@ def _paths(value: object) -> Iterator[str]:
 
 def _outside(job: Job) -> Iterator[tuple[str, str]]:
     """Inputs of the driver's machine that lie outside its home, as the job has them, and as the other machine finds them."""
-    for value, _ in travelling(job):
+    for value, mark in travelling(job):
+        if mark == STAYS:
+            continue
         kind, path = ("file:", value.removeprefix("file:")) if value.startswith("file:") else ("", value)
         place = Path(path).expanduser()
         if place.is_absolute() and place.exists():
@@ -155,7 +164,7 @@ def _outside(job: Job) -> Iterator[tuple[str, str]]:
             yield value, f"{kind}{HOME}{INPUTS}/{sha256_json(stamp)[:16]}/{place.name}"
 
 
-def _replaced(value: object, names: dict[str, str]) -> object:
+def _replaced(value: object, names: Mapping[str, str | None]) -> object:
     """JSON with each string that is one of `names` replaced."""
     if isinstance(value, dict):
         return {key: _replaced(each, names) for key, each in value.items()}

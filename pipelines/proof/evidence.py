@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.answers import Answer, Prompt, read_answers, read_prompts
+from infra.answers import Answer, Prompt, read_answers, read_lines, read_prompts
 from infra.cases import CASES_NAME, Case, Scored, read_scored, scored_file, write_lines
 from infra.chat import load_codec
 from infra.files import read_json
-from infra.network import free_port
-from pipelines.proof import adversarial, endpoint
+from pipelines.proof import adversarial
 from pipelines.proof.answers import Spoken
+from pipelines.proof.asking import ANSWERS_NAME, AskJob
 from pipelines.proof.endpoint import LiveAnswer
 from pipelines.proof.leaks import HELDOUT_NAME
-from pipelines.serve import serving_in
 from pipelines.step import Artifact, StepContext
 from serving import config as serving
 from serving.formats import FormatConfig
 from training import config as training
 
-MODEL_NAME = "certificate"
 FINDINGS_NAME = "findings.json"
 SERVED_STAGE = "served"
 
@@ -119,7 +117,7 @@ def gather(
         _score_served(context, found, trained, candidate)
     if asks_live:
         for candidate in candidates:
-            _ask_live(context, found, candidate, [(case, limits[case.kind == "adversarial"]) for case in cases])
+            _ask_live(context, found, candidate, limits)
     return found
 
 
@@ -155,11 +153,17 @@ def _score_served(context: StepContext, found: Evidence, trained: str, candidate
     found.scored[candidate.name] = read_scored(folder, SERVED_STAGE)
 
 
-def _ask_live(context: StepContext, found: Evidence, candidate: Candidate, asked: Sequence[tuple[Case, int]]) -> None:
+def _ask_live(context: StepContext, found: Evidence, candidate: Candidate, limits: tuple[int, int]) -> None:
     """Starts the server, as it is started to serve, and stops it again."""
-    folder = context.output_dir.parent / f"live-{candidate.name}"
-    config = candidate.serve.model_copy(update={"port": free_port()})
-    with serving_in(folder, context.inputs[candidate.step].path, MODEL_NAME, config) as served:
-        answers = endpoint.ask_all(served.url, served.model_name, asked)
-    write_lines(context.output_dir / candidate.name / "live.jsonl", answers)
+    folder = context.output_dir / candidate.name
+    job = context.job(
+        AskJob,
+        model_dir=context.inputs[candidate.step].path,
+        cases_dir=context.output_dir,
+        serve=candidate.serve,
+        heldout_tokens=limits[0],
+        adversarial_tokens=limits[1],
+    )
+    context.run_program("pipelines.proof.asking", job.model_copy(update={"output_dir": folder}))
+    answers = [LiveAnswer.model_validate_json(line) for line in read_lines(folder / ANSWERS_NAME)]
     found.live[candidate.name] = {answer.name: answer for answer in answers}

@@ -20,8 +20,9 @@ from infra.contracts import AdapterFacts, Kind, write_manifest
 from infra.evaluation.scorers import score_rows
 from infra.evaluation.statistics import agreement, paired_difference
 from infra.files import write_json_atomic
+from pipelines.proof.asking import MODEL_NAME
 from pipelines.proof.certificate import CERTIFICATE_NAME, certificate_gates, checks_of, document
-from pipelines.proof.evidence import MODEL_NAME, Candidate, choose_cases, gather
+from pipelines.proof.evidence import Candidate, choose_cases, gather
 from pipelines.spec import ProveConfig, Spec
 from pipelines.step import Step, StepContext
 from pipelines.steps.evaluate import model_names, scorer_digests

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import ConfigError
@@ -22,6 +22,7 @@ CRASHES = re.compile(
     "nil pointer|can't evaluate field|wrong type for value|error converting YAML|YAML parse error|index out of range|cannot unmarshal|"
     "error unmarshaling|incompatible types for comparison|did not find expected|mapping values are not allowed"
 )
+EVERY = list(HealthCheck)
 # Choices that are wise to refuse in our own profiles and a user's own to make, and what only a server's own data can tell.
 CHOICES = (
     "protects nothing",
@@ -50,7 +51,8 @@ def verdict(chart: Chart, values: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("chart", BASES)
 def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words(chart: Chart) -> None:
-    @settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    # Not made smaller when it fails: each try is a run of helm.
+    @settings(max_examples=6, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=EVERY)
     @given(changes(chart))
     def check(values: dict[str, Any]) -> None:
         assert verdict(chart, values) == []
@@ -61,7 +63,7 @@ def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words(cha
 @pytest.mark.slow
 @pytest.mark.parametrize("chart", BASES)
 def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words_many_times(chart: Chart) -> None:
-    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=EVERY, print_blob=True)
     @given(st.one_of(changes(chart, most=1), changes(chart, most=12)))
     def check(values: dict[str, Any]) -> None:
         assert verdict(chart, values) == []

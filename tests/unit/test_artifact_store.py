@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,8 @@ import pytest
 from infra.artifact_store import ArtifactStore, open_store
 from infra.contracts import Manifest, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
-from infra.network import free_port
 from infra.provenance import Provenance
 from infra.settings import load_settings
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URL of a bucket of an S3 server of this process, whose address and keys are in the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        variables = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "us-east-1"}
-        for name, value in variables.items():
-            patch.setenv(f"AWS_{name}", value)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="slipway")
-        yield "s3://slipway"
-    server.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])

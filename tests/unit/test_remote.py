@@ -18,6 +18,7 @@ from infra.errors import ArtifactError, ConfigError, SlipwayError, TransientErro
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
 from pipelines.executors.shipping import Shipment
+from serving.config import PredictJob, ServeConfig
 from tests.conftest import wait_for
 from training.config import BaseJob, DataSource, RowsJob
 
@@ -151,7 +152,8 @@ def test_order_that_was_done_is_not_run_again_and_one_sent_again_is(store: Artif
     shipment.send()
     assert not shipment.is_done()
     assert run_elsewhere(shipment, tmp_path / "third/home") == 0
-    assert (tmp_path / "third/home/staging/merge-2/output/text").is_file()
+    assert (tmp_path / "third/home/staging/merge-2/config.json").is_file()
+    assert not (tmp_path / "third/home/staging/merge-2/output").exists()  # it is in the store now
 
 
 def test_result_whose_artifact_was_removed_from_the_store_does_not_count(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
@@ -219,6 +221,22 @@ def test_rows_and_models_of_the_driver_s_machine_travel_with_the_job(store: Arti
 
 def test_programs_of_one_step_have_names_and_orders_of_their_own(store: ArtifactStore, home: Path) -> None:
     output = home / "staging/prove-3/output"
-    shipments = [Shipment(store, home, "m", Job(output_dir=folder)) for folder in (output, output / "training", output / "openvino-int8")]
-    assert [each.name for each in shipments] == ["slipway-prove-3", "slipway-prove-3-training", "slipway-prove-3-openvino-int8"]
-    assert len({each.order for each in shipments}) == 3
+    programs = [("train", output), ("score", output / "training"), ("score", output / "int8"), ("ask", output / "int8")]
+    shipments = [Shipment(store, home, module, Job(output_dir=folder)) for module, folder in programs]
+    names = ["slipway-prove-3", "slipway-prove-3-training-score", "slipway-prove-3-int8-score", "slipway-prove-3-int8-ask"]
+    assert [each.name for each in shipments] == names
+    assert len({each.order for each in shipments}) == len(programs)
+
+
+def test_interpreter_of_the_driver_s_machine_is_left_out_of_the_order(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "python").touch()
+    serve = ServeConfig(engine="vllm", engine_python=tmp_path / "python")
+    base = home / "artifacts/base-1"
+    ours = PredictJob(output_dir=home / "staging/predict-1/output", model_dir=base, tokens_dir=base, serve=serve)
+    shipment = Shipment(store, home, "serving.predict", ours)
+    shipment.send()
+    order = orders.read(store, shipment.order, orders.Order)
+    assert order is not None
+    found = PredictJob.model_validate(orders.arrive(store, order, tmp_path / "other"))
+    assert (found.serve.engine, found.serve.engine_python) == ("vllm", None)
+    assert order.files == {}

@@ -17,7 +17,7 @@ from training.batches import BatchPlan, count_supervised, worker_packs
 from training.checkpoint import STATE_NAME, CheckpointStore, TrainState
 from training.config import FinetuneJob, LoraConfig, TrainConfig
 from training.data.tokens import TokenRow
-from training.finetune import STOP_NAME
+from training.elsewhere import STOP_NAME
 from training.folders import checkpoints_folder
 from training.layout import Layout
 from training.parameters import TrainableParameters
@@ -113,9 +113,9 @@ def steps_kept(place: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in place.glob(f"step-*/{STATE_NAME}"))
 
 
-@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
-def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path, scheme: str) -> None:
-    place = f"{scheme}{tmp_path}/checkpoints"
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://", "s3://"])
+def test_checkpoint_newest_is_loaded_and_old_ones_are_removed(tmp_path: Path, scheme: str, request: pytest.FixtureRequest) -> None:
+    place = f"{request.getfixturevalue('bucket') if scheme == 's3://' else scheme}{tmp_path}/checkpoints"
     saved(place, 10, 20, 30)
     loaded = store(place).load_latest()
     assert loaded is not None
