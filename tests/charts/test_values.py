@@ -29,6 +29,8 @@ CHOICES = (
     "lets no node be drained",
     "a limit of memory and a request of CPU are needed",
     "is no time zone",
+    # The models compare quantities, templates cannot.
+    "is more than the limit",
     # Pods that a driver makes later.
     "selects no pod",
     "selects nothing",
