@@ -7,20 +7,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.kube import (
-    OPTIONAL_NAME_PATTERN,
-    ArtifactStore,
     ChartValues,
     Image,
     KubeModel,
     Monitor,
-    Quantity,
     RayNetworkPolicy,
     Resources,
     Scheduling,
     ServiceAccount,
     Toleration,
-    Tracking,
 )
+from infra.kube_stores import ArtifactStore, Tracking
+from infra.kube_types import OPTIONAL_NAME_PATTERN, Quantity
 from infra.kube_volumes import MountedClaim, Storage
 from training.config import Workers
 

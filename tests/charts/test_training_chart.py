@@ -214,6 +214,10 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
         (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
+        (job_values(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "env A is given twice"),
+        (job_values(env=[{"name": "HOME", "value": "/x"}]), "/env/0/name"),
+        (job_values(labels={"a b": "c"}), "/labels.*'a b' not allowed"),
+        (job_values(head={"nodeSelector": {"a..b/c": "d"}}), "nodeSelector"),
         (job_values(env=[{"name": "A"}]), "env A: give `value` or `secret`"),
         (job_values(env=[{"name": "A", "value": "1", "secret": {"name": "s", "key": "k"}}]), "env A: give `value` or `secret`"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
@@ -246,6 +250,9 @@ def test_release_name_that_no_object_can_bear_is_refused(name: str) -> None:
         {"store": {"url": "file:///mnt/x"}},
         {"workers": {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1G"}}}},
         {"image": {"tag": "latest"}},
+        {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+        {"env": [{"name": "SLIPWAY_HOME", "value": "/x"}]},
+        {"labels": {"slipway.dev/deployment": "x"}},
     ],
 )
 def test_values_that_contradict_each_other_are_refused_by_the_model(values: dict[str, Any]) -> None:
