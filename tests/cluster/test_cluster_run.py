@@ -43,24 +43,20 @@ def test_driver_of_the_whole_job_killed_at_many_points_goes_on_with_the_same_run
             return lambda: any(each.process.poll() is not None for each in run.kuberay.started if step_of(each.order) == step)
 
         def reports(step: str) -> Callable[[], bool]:
-            return lambda: any((tmp_path / "store").glob(f"staging/{step}-*/progress.jsonl"))
+            return lambda: any((tmp_path / "store").glob(f"staging/{step}-*/*progress.jsonl"))
 
         moments = [
             lambda: (tmp_path / "home-0" / "runs").exists(),
             lambda: any((tmp_path / "store").glob("staging/rows-*/config.json")),
-            begun("rows"),
-            ended("render"),
             begun("train"),
             reports("train"),
             ended("train"),
-            begun("merge"),
             begun("export"),
-            ended("quantize-openvino-int8"),
             begun("prove"),
         ]
         # Every other time the next driver is on another machine, which knows nothing but the addresses.
         codes = [kill_when(run, f"home-{number // 2}", moment) for number, moment in enumerate(moments)]
-        assert codes.count(-9) >= len(moments) - 1
+        assert codes == [-9] * len(moments)
         last = run.start("home-last")
         said, log = last.communicate()
         assert last.returncode == 0, log

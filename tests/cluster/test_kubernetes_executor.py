@@ -331,8 +331,8 @@ def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
         lambda: list((tmp_path / "store").rglob("config.json")),
         lambda: cluster.get(toy.ref),
         lambda: kuberay.started,
-        lambda: list((tmp_path / "store").rglob("progress.jsonl")),
-        lambda: list((tmp_path / "store").rglob("result.json")),
+        lambda: list((tmp_path / "store").rglob("*progress.jsonl")),
+        lambda: list((tmp_path / "store").rglob("*result.json")),
         lambda: (toy.slot / "output").exists(),
     ]
     uids: set[str] = set()
