@@ -24,7 +24,7 @@ define make-venv
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm services tools charts schema demo test test-newest test-cluster test-vllm test-slow faults check fmt lock bench fuzz clean
+.PHONY: help install install-vllm services tools charts schema demo test test-newest test-cluster test-vllm test-slow test-images faults check fmt lock bench fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ test-cluster: install tools ## what an API server promises, asked of the cluster
 
 test-vllm: install $(VLLM)/.installed ## what every engine must do, asked of vLLM in a venv of its own
 	@$(BIN)/python -m pytest -m vllm
+
+test-images: install tools ## each image's Dockerfile followed into a fresh venv, with vLLM's too (12 GB for a while)
+	@SLIPWAY_TEST_LARGE_IMAGES=1 $(BIN)/python -m pytest tests/images
 
 check: install ## format, lint, types, import boundaries, docstrings
 	@$(BIN)/ruff format --check -q .

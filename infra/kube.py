@@ -7,27 +7,51 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from infra.config import Config
+from infra.kube_types import (
+    OPTIONAL_NAME_PATTERN,
+    Annotations,
+    DottedName,
+    Labels,
+    LabelValue,
+    MoreLabels,
+    Name,
+    OptionalName,
+    Quantities,
+    SecretKeyName,
+    amount,
+)
 
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-OPTIONAL_NAME_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
-QUANTITY_PATTERN = r"^([0-9]+(\.[0-9]+)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?$"
-STORE_PATTERN = r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._~%/:@-]+$"
-OUR_LABELS_PATTERN = r"^(app\.kubernetes\.io|slipway\.dev)/"
-_FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", start=1)
-}
-
-Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)] | Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
-Labels = dict[str, Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]]
-Name = Annotated[str, Field(max_length=63, pattern=NAME_PATTERN)]
-OptionalName = Annotated[str, Field(max_length=253, pattern=OPTIONAL_NAME_PATTERN)]
+OUR_VARIABLES = (
+    "DO_NOT_TRACK",
+    "HF_HUB_OFFLINE",
+    "HOME",
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_AUTH_CONFIG_PATH",
+    "MLFLOW_BACKEND_STORE_URI",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+    "MLFLOW_TRACKING_URI",
+    "PYTHONUNBUFFERED",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_gcs_rpc_server_reconnect_timeout_s",
+    "SLIPWAY_FRONT_TOKEN_FILE",
+    "SLIPWAY_GATEWAYS",
+    "SLIPWAY_HOME",
+    "SLIPWAY_KUBERNETES_VALUES",
+    "SLIPWAY_SIGNING_KEY",
+    "SLIPWAY_STORE",
+    "SLIPWAY_WAKE_URL",
+    "TOKENIZERS_PARALLELISM",
+)
+"""Environment variables that the templates set; a container may have each once."""
 
 
 class KubeModel(Config):
@@ -36,28 +60,20 @@ class KubeModel(Config):
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
-def amount(quantity: str | int | float) -> float:
-    """A quantity as a number in its base unit: cores, or bytes.
-
-    Raises ValueError on text that is no quantity.
-    """
-    if not isinstance(quantity, str):
-        return float(quantity)
-    found = re.fullmatch(r"([0-9.]+)(m|[kMGTPE]|[KMGTPE]i|)", quantity)
-    return float(found[1]) * _FACTORS[found[2]] if found else float(quantity)
-
-
 def _not_latest(tag: str) -> str:
     if tag == "latest":
         raise ValueError("'latest' names another image tomorrow. Give a version, or a digest.")
     return tag
 
 
-def _not_ours(labels: Labels) -> Labels:
-    for name in labels:
-        if re.match(OUR_LABELS_PATTERN, name):
-            raise ValueError(f"label {name!r} is set by the chart itself. Take another name, or `nameOverride`, `deployment`, `managedBy`.")
-    return labels
+def _no_twins(variables: list[EnvVar]) -> list[EnvVar]:
+    names = [each.name for each in variables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is given {names.count(name)} times. Give it once.")
+        if name in OUR_VARIABLES:
+            raise ValueError(f"{name} is set by the chart itself. Its other values say what it is.")
+    return variables
 
 
 class Image(KubeModel):
@@ -78,9 +94,9 @@ class Image(KubeModel):
 class Resources(KubeModel):
     """What a container asks for and may use; `nvidia.com/gpu` and the like are named under `limits`."""
 
-    requests: dict[str, Quantity] = Field(default_factory=dict)
+    requests: Quantities = Field(default_factory=dict)
     """Kept free for it on its node, such as `cpu: 500m`."""
-    limits: dict[str, Quantity] = Field(default_factory=dict)
+    limits: Quantities = Field(default_factory=dict)
     """The most it may use; more memory ends it, more CPU slows it."""
 
     @model_validator(mode="after")
@@ -127,16 +143,16 @@ class Scheduling(KubeModel):
 class SecretKey(KubeModel):
     """One key of a Secret that exists already."""
 
-    name: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    name: DottedName
     """Name of the Secret."""
-    key: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    key: SecretKeyName
     """Key in it."""
 
 
 class EnvVar(KubeModel):
     """An environment variable: a plain value, or a key of a Secret."""
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", json_schema_extra={"not": {"enum": list(OUR_VARIABLES)}})
     """Name of the variable."""
     value: str | None = None
     """A plain value, for all to see."""
@@ -170,7 +186,7 @@ class ServiceAccount(KubeModel):
     """Whether the chart makes it; `false` takes one that exists already."""
     name: OptionalName = ""
     """Empty means a name made from the release."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as the role of a cloud's workload identity."""
 
 
@@ -236,38 +252,10 @@ class Monitor(KubeModel):
     """Whether there is one."""
     interval: str = Field("30s", pattern=r"^[0-9]+(ms|s|m)$")
     """How often Prometheus reads."""
-    labels: Labels = Field(default_factory=dict)
+    labels: MoreLabels = Field(default_factory=dict)
     """What the cluster's Prometheus selects by."""
     namespace: Name = "monitoring"
     """Where that Prometheus runs; the NetworkPolicy lets it in."""
-
-
-class ArtifactStore(KubeModel):
-    """Where artifacts travel between driver, jobs and servers (`SLIPWAY_STORE`)."""
-
-    url: str = Field("", pattern=f"{STORE_PATTERN}|^$")
-    """fsspec URL, such as `s3://bucket/slipway`, or `file:///mnt/store` with `existingClaim`."""
-    existing_secret: OptionalName = ""
-    """Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL."""
-    existing_claim: OptionalName = ""
-    """PersistentVolumeClaim, shared by all nodes, that is mounted at a `file://` URL's path."""
-
-    @model_validator(mode="after")
-    def _volume_has_a_path(self) -> Self:
-        if self.url.startswith("file:") != bool(self.existing_claim):
-            raise ValueError(
-                f"url {self.url!r} with existingClaim {self.existing_claim!r}: a file:///PATH needs a shared volume, others none."
-            )
-        return self
-
-
-class Tracking(KubeModel):
-    """The MLflow server."""
-
-    uri: str = Field("", pattern=r"^(https?://[A-Za-z0-9._:/-]+)?$")
-    """Its address; it may hold no password."""
-    existing_secret: OptionalName = ""
-    """Secret whose keys become environment variables, such as MLFLOW_TRACKING_TOKEN."""
 
 
 class ChartValues(KubeModel):
@@ -283,18 +271,16 @@ class ChartValues(KubeModel):
     """In place of the release's name, with which the name of every object begins; at most 40 characters."""
     deployment: Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)] = ""
     """Label `slipway.dev/deployment` of every object; empty means the release's name."""
-    managed_by: Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")] = ""
+    managed_by: LabelValue = ""
     """Label `app.kubernetes.io/managed-by`; empty means Helm. `slipway deploy` writes itself."""
-    labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(
-        default_factory=dict, json_schema_extra={"patternProperties": {OUR_LABELS_PATTERN: False}}
-    )
-    """More labels for every object; those that begin with `app.kubernetes.io/` or `slipway.dev/` are ours."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: MoreLabels = Field(default_factory=dict)
+    """More labels for every object; those of `app.kubernetes.io/`, `slipway.dev/`, `ray.io/` and Kueue are ours."""
+    annotations: Annotations = Field(default_factory=dict)
     """Annotations for every pod."""
-    image_pull_secrets: list[Name] = Field(default_factory=list)
+    image_pull_secrets: list[DottedName] = Field(default_factory=list)
     """Names of Secrets for private registries."""
     security: Security = Security()
     service_account: ServiceAccount = ServiceAccount()
     network_policy: NetworkPolicy = NetworkPolicy()
-    env: list[EnvVar] = Field(default_factory=list)
+    env: Annotated[list[EnvVar], AfterValidator(_no_twins)] = Field(default_factory=list)
     """More environment variables for every container."""

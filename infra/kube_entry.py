@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from infra.kube import KubeModel, OptionalName
-
-HostName = Annotated[str, Field(max_length=253, pattern=r"^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+from infra.kube import KubeModel
+from infra.kube_types import OPTIONAL_HOST_PATTERN, Annotations, DottedName, HostName, OptionalName
 
 
 class Service(KubeModel):
@@ -18,7 +17,7 @@ class Service(KubeModel):
     """Kubernetes' own."""
     port: int = Field(80, ge=1, le=65535)
     """Its port."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as those that a cloud's load balancer reads."""
 
 
@@ -29,20 +28,20 @@ class Ingress(KubeModel):
     """Whether there is one."""
     class_name: OptionalName = ""
     """IngressClass; empty means the cluster's default."""
-    host: Annotated[str, Field(max_length=253, pattern=r"^((\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    host: Annotated[str, Field(max_length=253, pattern=OPTIONAL_HOST_PATTERN)] = ""
     """Name that clients use."""
     tls_secret: OptionalName = ""
     """Secret of type kubernetes.io/tls. Empty means no TLS, which is refused unless `allowPlainHttp` says so."""
     allow_plain_http: bool = False
     """Whether keys and data may pass in the clear."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Such as `cert-manager.io/cluster-issuer`, and the controller's limits of size, time and buffering."""
 
 
 class ParentRef(KubeModel):
     """A Gateway of the Gateway API that takes the route; TLS is its listener's."""
 
-    name: OptionalName
+    name: DottedName
     """Its name."""
     namespace: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
     """Where it is; empty means the release's namespace."""
@@ -59,5 +58,5 @@ class Route(KubeModel):
     """Gateways that take it."""
     hostnames: list[HostName] = Field(default_factory=list)
     """Names that clients use; none means all of the listener's."""
-    annotations: dict[str, str] = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
     """Of the route."""

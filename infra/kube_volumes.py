@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from infra.kube import KubeModel, OptionalName, Quantity
+from infra.kube import KubeModel
+from infra.kube_types import DottedName, OptionalName, Quantity
 
 
 class Storage(KubeModel):
@@ -25,7 +26,7 @@ class Storage(KubeModel):
 class MountedClaim(KubeModel):
     """A volume with datasets, base models or a cache, in driver and jobs alike."""
 
-    existing_claim: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    existing_claim: DottedName
     """PersistentVolumeClaim that exists already."""
     path: str = Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")
     """Where it is mounted."""

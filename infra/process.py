@@ -125,7 +125,7 @@ def run_program(
     parser.add_argument("--config", type=Path, required=True, help=f"JSON or YAML file that holds one {model.__name__}")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="a value in place of the file's; may be repeated")
     parser.add_argument("--draft", type=Path, help=f"{model.__name__} to prepare for until the file of --config is there")
-    parser.add_argument("--version", action="version", version=f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and stop")
     parser.add_argument("--parent-pid", type=int, help="stop when this process, which started us, is gone")
     options = parser.parse_args(arguments)
     config_file = options.config
@@ -158,6 +158,14 @@ def disk_full_as_known_error() -> Iterator[None]:
         raise TransientError(
             f"the disk is full ({error.filename or 'while writing'}). Free some space; the same command resumes."
         ) from error
+
+
+class _ShowVersion(argparse.Action):
+    """Looks the version up only where it is asked for: a program may run from a folder, of which nothing is installed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
+        parser.exit()
 
 
 def _stop_without(parent_pid: int) -> None:

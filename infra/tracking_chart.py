@@ -7,11 +7,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from infra.config import Config
-from infra.kube import ChartValues, Disruption, Image, KubeModel, Name, OptionalName, Probe, Resources, Scheduling
-from infra.kube_entry import HostName, Ingress, Route, Service
+from infra.kube import ChartValues, Disruption, Image, KubeModel, Probe, Resources, Scheduling
+from infra.kube_entry import Ingress, Route, Service
+from infra.kube_types import HostName, Name, OptionalName, SecretKeyName
 from infra.kube_volumes import Storage
-
-SecretKeyName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 
 
 class Database(KubeModel):

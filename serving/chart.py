@@ -7,27 +7,22 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from infra.kube import (
-    NAME_PATTERN,
-    ArtifactStore,
     ChartValues,
     Disruption,
     Image,
     KubeModel,
-    Labels,
     Monitor,
-    Name,
-    OptionalName,
     Probe,
-    Quantity,
     RayNetworkPolicy,
     ReplicaBounds,
     Resources,
     Scheduling,
     SecretKey,
     Toleration,
-    Tracking,
 )
 from infra.kube_entry import Ingress, Route, Service
+from infra.kube_stores import ArtifactStore, Tracking
+from infra.kube_types import NAME_PATTERN, MoreLabels, Name, OptionalName, Quantity
 from infra.kube_volumes import MountedClaim
 from serving.cluster_config import ClusterConfig, StoreSource
 from serving.config import ServeConfig
@@ -122,7 +117,7 @@ class Rules(KubeModel):
 
     enabled: bool = False
     """Whether there is one; left out where the cluster does not know the kind."""
-    labels: Labels = Field(default_factory=dict)
+    labels: MoreLabels = Field(default_factory=dict)
     """What the cluster's Prometheus selects by."""
     ttft_seconds: float = Field(2.0, gt=0)
     """Time to the first token that 99 of 100 requests should keep."""
@@ -137,7 +132,7 @@ class Dashboard(KubeModel):
 
     enabled: bool = False
     """Whether there is one."""
-    labels: Labels = Field(default_factory=lambda: {"grafana_dashboard": "1"})
+    labels: MoreLabels = Field(default_factory=lambda: {"grafana_dashboard": "1"})
     """What the sidecar selects by."""
 
 

@@ -7,20 +7,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.kube import (
-    OPTIONAL_NAME_PATTERN,
-    ArtifactStore,
     ChartValues,
     Image,
     KubeModel,
     Monitor,
-    Quantity,
     RayNetworkPolicy,
     Resources,
     Scheduling,
     ServiceAccount,
     Toleration,
-    Tracking,
 )
+from infra.kube_stores import ArtifactStore, Tracking
+from infra.kube_types import OPTIONAL_NAME_PATTERN, OptionalName, Quantity
 from infra.kube_volumes import MountedClaim, Storage
 from training.config import Workers
 
@@ -57,6 +55,14 @@ class Home(Storage):
 
     enabled: bool = False
     """Whether it outlives the driver's pod; if not, the next driver takes from the store what it goes on with."""
+
+
+class Signing(KubeModel):
+    """The key with which the driver signs what it promotes; servers take only what a key signed that they trust."""
+
+    existing_secret: OptionalName = ""
+    """Secret with the keys `signing.pem` and `signing.pub`, as `.slipway/keys` holds them. Empty means a key that the driver makes in its
+    home, and that ends with it."""
 
 
 class RayJob(KubeModel):
@@ -150,6 +156,7 @@ class TrainingChart(ChartValues):
     tracking: Tracking = Tracking()
     volumes: list[MountedClaim] = Field(default_factory=list)
     """Volumes with datasets, base models or a hub's cache (`HF_HOME`), in driver and jobs alike."""
+    signing: Signing = Signing()
     home: Home = Home()
     scratch: Quantity = "50Gi"
     """Disk of each Ray pod for its home: inputs, checkpoints, outputs."""

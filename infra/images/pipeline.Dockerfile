@@ -44,6 +44,7 @@ USER 10001:10001
 WORKDIR /var/lib/slipway
 # What the image is for must import, or there is no image; and it stays light.
 RUN slipway --version \
+    && slipway run /opt/slipway/pipelines/specs/smart_home.yaml --dry-run \
     && helm version --short \
     && python -c "import pipelines.commands, pipelines.pipeline, pipelines.plan, pipelines.plots, matplotlib.figure" \
     && python -c "import infra.filesystems, pipelines.cluster.client, pipelines.executors.ray_job, pipelines.charts" \

@@ -84,6 +84,7 @@ WITH_ALL = {
     "env": [{"name": "HF_HOME", "value": "/cache"}, {"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
     "volumes": [{"existingClaim": "datasets", "path": "/data"}, {"existingClaim": "hub-cache", "path": "/cache", "readOnly": False}],
     "home": {"enabled": True},
+    "signing": {"existingSecret": "slipway-signing"},
     "imagePullSecrets": ["registry"],
     "labels": {"team": "a"},
     "security": {"setIds": False},
@@ -96,7 +97,7 @@ CASES: tuple[Case, ...] = (
     Case("training", "schedule and monitor", over(PIPELINE, SCHEDULE, {"store": STORE}), only=ELSEWHERE, later=STEP),
     Case("training", "one process", {"rayJob": JOB}, only=("laptop",)),
     Case("training", "workers", {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8], "queueName": "team-a"}}, only=ELSEWHERE),
-    Case("training", "elastic", over(WITH_ALL, {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8]}}), only=ELSEWHERE),
+    Case("training", "elastic", over(PIPELINE, WITH_ALL, {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8]}}), only=ELSEWHERE),
     Case(
         "training",
         "all at once",

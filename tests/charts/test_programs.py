@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from pipelines.charts import render
+from infra.kube import OUR_VARIABLES
+from pipelines.charts import CHARTS_DIR, render
 from tests.charts.objects import only
 from tests.charts.test_training_chart import PIPELINE, job_values
+
+VARIABLE = re.compile(r"^ *- name: ([A-Z][A-Za-z_]+)$", re.MULTILINE)
 
 
 def test_entrypoint_of_a_rayjob_is_a_command_that_the_program_takes(tmp_path: Path) -> None:
@@ -44,3 +48,9 @@ def test_arguments_of_the_driver_are_options_that_slipway_run_has() -> None:
     )
     assert "--executor=kubernetes" in options
     assert [option for option in options if f"{option.partition('=')[0]} " not in shown.stdout] == []
+
+
+def test_variables_that_the_templates_set_are_all_refused_in_the_values() -> None:
+    """A container may have each once, so one of ours in `env` would be an error of the cluster's."""
+    named = {name for file in CHARTS_DIR.rglob("*") if file.suffix in (".tpl", ".yaml") for name in VARIABLE.findall(file.read_text())}
+    assert named == set(OUR_VARIABLES)

@@ -206,7 +206,7 @@ MISUSE = {
     "ingress in the clear": ({"ingress": {"enabled": True, "host": "a.example"}}, "allowPlainHttp"),
     "route without parent": ({"route": {"enabled": True}}, "parentRefs"),
     "gateway bounds crossed": ({"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, "above maxReplicas"),
-    "a variable of ours": ({"env": [{"name": "SLIPWAY_HOME", "value": "/x"}]}, "the chart sets it itself"),
+    "a variable of ours": ({"env": [{"name": "SLIPWAY_HOME", "value": "/x"}]}, "/env/0/name"),
     "a variable twice": ({"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, "env names A twice"),
     "typo": ({"gateway": {"replica": 3}}, "(?s)/gateway.*replica"),
     "wrong type": (serve(num_replicas="many"), "/config/serve/num_replicas"),

@@ -159,6 +159,17 @@ def test_driver_reads_the_mounted_spec_and_values() -> None:
         assert pod["spec"]["volumes"][0]["configMap"]["name"] == only(objects, "ConfigMap")["metadata"]["name"]
 
 
+def test_driver_signs_with_the_key_that_is_mounted() -> None:
+    """Its variable names a file of the Secret's volume; `existingSecret` of another chart's key would not be found there."""
+    values = {**PIPELINE, "signing": {"existingSecret": "signing"}}
+    spec = only(render("training", values, name="nightly"), "Job")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    mount = next(each for each in container["volumeMounts"] if each["name"] == "signing")
+    volume = next(each for each in spec["volumes"] if each["name"] == "signing")
+    assert environment(container)["SLIPWAY_SIGNING_KEY"] == f"{mount['mountPath']}/signing.pem"
+    assert volume["secret"]["secretName"] == "signing"
+
+
 def test_driver_job_is_not_tried_again_after_bad_input_or_a_refused_gate() -> None:
     """Exit codes 2 and 3; 75, and a lost node, are."""
     rules = only(render("training", PIPELINE, name="nightly"), "Job")["spec"]["podFailurePolicy"]["rules"]
@@ -214,6 +225,10 @@ def test_store_on_a_volume_is_mounted_at_its_path_in_every_pod_that_uses_it() ->
         (job_values(store={"url": "file:///mnt/store"}), r"store\.existingClaim"),
         ({"config": {**SPEC, "train": {"epochz": 1}}}, "/config/train.*epochz"),
         ({"config": {**SPEC, "train": {"epochs": "two"}}}, "/config/train/epochs.*got string"),
+        (job_values(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "env A is given twice"),
+        (job_values(env=[{"name": "HOME", "value": "/x"}]), "/env/0/name"),
+        (job_values(labels={"a b": "c"}), "/labels.*'a b' not allowed"),
+        (job_values(head={"nodeSelector": {"a..b/c": "d"}}), "nodeSelector"),
         (job_values(env=[{"name": "A"}]), "env A: give `value` or `secret`"),
         (job_values(env=[{"name": "A", "value": "1", "secret": {"name": "s", "key": "k"}}]), "env A: give `value` or `secret`"),
         ({"image": {"tag": "latest"}}, "/image/tag"),
@@ -246,6 +261,9 @@ def test_release_name_that_no_object_can_bear_is_refused(name: str) -> None:
         {"store": {"url": "file:///mnt/x"}},
         {"workers": {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1G"}}}},
         {"image": {"tag": "latest"}},
+        {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+        {"env": [{"name": "SLIPWAY_HOME", "value": "/x"}]},
+        {"labels": {"slipway.dev/deployment": "x"}},
     ],
 )
 def test_values_that_contradict_each_other_are_refused_by_the_model(values: dict[str, Any]) -> None:

@@ -147,13 +147,13 @@ def remove(value: Any, schema: Schema, paths: set[Path]) -> None:
         if any(path[:length] in paths for length in range(1, len(path))):
             continue  # what it lies in goes as a whole
         holder, below = _found_at(value, schema, path[:-1])
-        if isinstance(holder, dict) and not _is_key(path):
+        if isinstance(holder, dict) and not is_key(path):
             holder.pop(path[-1][2:], None)
         elif isinstance(holder, list):
             holder[:] = [item for item in holder if element_of(item, below) != path[-1]]
 
 
-def _is_key(path: Path) -> bool:
+def is_key(path: Path) -> bool:
     """Whether a path is that by which its item is named, without which the item could not stay."""
     return len(path) > 1 and path[-2].startswith("k:") and path[-1][2:] in json.loads(path[-2][2:])
 

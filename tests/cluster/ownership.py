@@ -19,11 +19,10 @@ class Manager(NamedTuple):
     operation: str
     subresource: str = ""
 
-    @property
-    def shown(self) -> str:
-        """As a conflict names it."""
+    def shown(self, kind: Kind) -> str:
+        """As a conflict names it: one that did not apply has the version in which it wrote."""
         below = f' with subresource "{self.subresource}"' if self.subresource else ""
-        return f'"{self.name}"{below}'
+        return f'"{self.name}"{below}' + ("" if self.operation == "Apply" else f" using {kind.api_version}")
 
 
 @dataclass
@@ -115,7 +114,7 @@ def _clash(clashes: dict[Manager, set[Path]], kind: Kind) -> Fault:
     causes = [
         {
             "reason": "FieldManagerConflict",
-            "message": f"conflict with {manager.shown} using {kind.api_version}",
+            "message": f"conflict with {manager.shown(kind)}",
             "field": fields.shown(path),
         }
         for manager, paths in clashes.items()

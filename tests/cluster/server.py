@@ -92,6 +92,10 @@ class Server(ThreadingHTTPServer):
         """Answers the next requests by these faults, one each, and as ever where it is None."""
         self._faults += faults
 
+    def recover(self) -> None:
+        """Forgets the faults that no request has met."""
+        self._faults.clear()
+
     def next_fault(self) -> Fault | None:
         """The fault that the next request is to get."""
         return self._faults.pop(0) if self._faults else None

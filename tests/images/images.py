@@ -36,7 +36,6 @@ TORCH = {
     "serving.engines.sampler": "torch",
     "serving.engines.vllm": "torch",
     "serving.forced.torch": "torch",
-    "serving.quantize": "torch",
 }
 PEERS = {"serving.peers": "a peer", "training.peers": "a peer"}
 IMAGES = (
@@ -45,7 +44,7 @@ IMAGES = (
         ("torch-cpu", "train"),
         ("train", "quantize"),
         ("vllm", "torchvision", "trl", "pytest", "llama_cpp"),
-        {**PEERS, "training.harness": "lm-eval", "training.bench": "trl"},
+        {**PEERS, "training.harness": "lm-eval"},
         ("training", "serving.quantize", "infra"),
     ),
     Image(

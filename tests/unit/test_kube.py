@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from infra import chart_tools
-from infra.kube import Image, Resources, amount
+from infra.kube import Image, Resources
+from infra.kube_types import amount
 
 
 @pytest.mark.parametrize(

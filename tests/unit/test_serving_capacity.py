@@ -149,6 +149,14 @@ def test_plan_on_gpu_nodes_takes_as_many_replicas_as_there_are_gpus() -> None:
     assert made.num_nodes == -(-made.num_replicas // 8)
 
 
+def test_node_takes_as_many_replicas_as_its_cores_and_its_gpus_both_allow() -> None:
+    large = H100.model_copy(update={"gpus_per_replica": 2})
+    assert Node(cpus=192, gpus=8).num_replicas(large) == 4
+    assert Node(cpus=17, gpus=8).num_replicas(large) == 2
+    assert Node(cpus=192).num_replicas(large) == 0
+    assert Node(cpus=0.5).num_replicas(CPU) == 0
+
+
 @pytest.mark.parametrize(
     ("demand", "node", "reason"),
     [

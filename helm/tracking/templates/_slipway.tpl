@@ -80,7 +80,7 @@ securityContext:
   {{- include "slipway.podSecurity" .root | nindent 2 }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
-  {{- range . }}
+  {{- range uniq . }}
   - name: {{ . | quote }}
   {{- end }}
 {{- end }}
@@ -113,7 +113,10 @@ runtimeClassName: {{ . | quote }}
 
 {{- /* The values' own environment variables, as Kubernetes writes them. */ -}}
 {{- define "slipway.env" -}}
+{{- $names := list }}
 {{- range .Values.env }}
+{{- if has .name $names }}{{ fail (printf "env %s is given twice: give it once" .name) }}{{ end }}
+{{- $names = append $names .name }}
 {{- if eq (kindIs "string" .value) (kindIs "map" .secret) }}{{ fail (printf "env %s: give `value` or `secret`, one of them" .name) }}{{ end }}
 - name: {{ .name | quote }}
   {{- if .secret }}
@@ -332,7 +335,7 @@ spec:
 {{- /* Resources of a container. Every quantity is text: where a kind takes whole numbers or text, as KubeRay's do, half a core is none. */ -}}
 {{- define "slipway.resources" -}}
 {{- range $kind := list "requests" "limits" }}
-{{- with index $ $kind }}
+{{- with index ($ | default dict) $kind }}
 {{ $kind }}:
   {{- range $name, $quantity := . }}
   {{ $name | quote }}: {{ include "slipway.quantity" $quantity }}
