@@ -24,6 +24,8 @@ from training.config import Workers
 
 RAY_NAME_CHARS = 47
 """Longest name that KubeRay takes: it adds to it what makes the names of pods."""
+_TIMES = r"(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/[0-9]+)?"
+CRON_PATTERN = rf"^(@(hourly|daily|weekly|monthly|yearly|annually|midnight)|{_TIMES}(,{_TIMES})*( {_TIMES}(,{_TIMES})*){{4}})?$"
 MODULE_PATTERN = r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$"
 PATH_PATTERN = r"^([A-Za-z0-9_@.-]+/)*[A-Za-z0-9_@.-]+$"
 QueueName = Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)]
@@ -107,7 +109,7 @@ class Pipeline(Scheduling):
     """Whether a Job runs the spec once, now."""
     resources: Resources = Resources()
     """Of its container; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
-    schedule: str = Field("", pattern=r"^(@(hourly|daily|weekly|monthly|yearly|annually|midnight)|\S+( \S+){4})?$")
+    schedule: str = Field("", pattern=CRON_PATTERN)
     """Cron times at which a CronJob runs it; empty means never."""
     time_zone: str = Field("Etc/UTC", pattern=r"^[A-Za-z0-9_+/-]+$")
     """In which `schedule` is read."""

@@ -45,8 +45,8 @@ spec:
   {{- include "slipway.pod" (dict "root" .root "pod" .pod) | nindent 2 }}
   serviceAccountName: {{ include "training.jobAccount" .root | quote }}
   automountServiceAccountToken: false
-  # Ray Train writes a checkpoint when its node is drained.
-  terminationGracePeriodSeconds: 120
+  # For a program's last words to the store.
+  terminationGracePeriodSeconds: 60
   containers:
     - name: {{ .component | quote }}
       image: {{ include "slipway.image" (dict "root" .root "image" .image) | quote }}
