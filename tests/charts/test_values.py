@@ -54,7 +54,7 @@ def verdict(chart: Chart, values: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("chart", BASES)
 def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words(chart: Chart) -> None:
     # Not made smaller when it fails: each try is a run of helm.
-    @settings(max_examples=6, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=EVERY)
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=EVERY)
     @given(changes(chart))
     def check(values: dict[str, Any]) -> None:
         assert verdict(chart, values) == []
@@ -65,7 +65,7 @@ def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words(cha
 @pytest.mark.slow
 @pytest.mark.parametrize("chart", BASES)
 def test_values_that_the_schema_takes_render_validly_or_are_refused_in_words_many_times(chart: Chart) -> None:
-    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=EVERY, print_blob=True)
+    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=EVERY, print_blob=True)
     @given(st.one_of(changes(chart, most=1), changes(chart, most=12)))
     def check(values: dict[str, Any]) -> None:
         assert verdict(chart, values) == []

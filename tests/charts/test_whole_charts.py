@@ -58,6 +58,7 @@ def test_release_of_any_number_of_workers_has_small_objects(workers: int) -> Non
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chart", CHARTS)
 def test_variable_that_the_chart_sets_itself_is_refused_in_words(chart: Chart) -> None:
     case = next(case for case in CASES if case.chart == chart and case.name in ("all at once", "watched", "database"))
@@ -85,6 +86,11 @@ def test_toleration_whose_parts_do_not_fit_is_refused_by_template_and_model(tole
         render("tracking", {"tolerations": [toleration]}, name="n")
     with pytest.raises(ValidationError, match=said):
         Toleration.model_validate(toleration)
+
+
+def test_variable_that_is_given_twice_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="env A is given twice"):
+        render("tracking", {"env": [{"name": "A", "value": "x"}] * 2}, name="n")
 
 
 @pytest.mark.parametrize("chart", CHARTS)

@@ -127,6 +127,20 @@ def test_store_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> None
         store.push(tmp_path / "mine/base-1")
 
 
+def test_artifact_that_was_cut_off_on_the_way_up_is_none_and_goes_up_when_pushed_again(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    make(tmp_path / "mine/base-1")
+    in_the_way = tmp_path / "store/artifacts/base-1/sub"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    with pytest.raises(TransientError):
+        store.push(tmp_path / "mine/base-1")
+    assert store.manifest("base-1") is None
+    in_the_way.unlink()
+    store.push(tmp_path / "mine/base-1")
+    assert files(store.fetch("base-1", tmp_path / "other")) == files(tmp_path / "mine/base-1")
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [("ftp://host/folder", "'ftp' is no kind of store"), ("s3://key:secret@bucket/x", "the address holds a key")],
