@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from infra.artifact_store import ArtifactStore, open_store
+from infra.child import REPOSITORY
 from infra.contracts import Manifest, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.provenance import Provenance
@@ -151,3 +154,18 @@ def test_store_address_that_cannot_be_used_is_refused_when_it_is_read(url: str, 
         load_settings()
     assert "SLIPWAY_STORE=" in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+def test_program_that_used_a_bucket_ends_without_the_thread_that_spoke_to_it(bucket: str) -> None:
+    """Left running it met the end of the interpreter, and the program was aborted after its last line, one time in twenty-five."""
+    code = (
+        "import atexit, threading\n"
+        "atexit.register(lambda: print([each.name for each in threading.enumerate()]))\n"
+        "from infra.artifact_store import open_store\n"
+        f"open_store({bucket!r}).place.write('one', b'1')\n"
+        "print([each.name for each in threading.enumerate()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
+    working, at_the_end = done.stdout.splitlines()
+    assert "fsspecIO" in working
+    assert "fsspecIO" not in at_the_end
