@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 from filelock import FileLock
@@ -131,7 +132,7 @@ class ArtifactStore:
         if path.is_file() and sha256_file(path) == sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.fetching")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.fetching")
         try:
             if not self.place.get(f"{FILES}/{sha256}", partial) or sha256_file(partial) != sha256:
                 raise ArtifactError(f"{self.place.url}/{FILES}/{sha256} is absent or damaged; {path} needs it. Run the same command again.")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,8 @@ def sha256_json(value: Any) -> str:
 def written_whole(path: Path) -> Iterator[Path]:
     """A hidden file beside `path` to write to: it becomes `path` when the block ends well, and is gone otherwise; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    # Its name is nobody else's: threads have one process number, and pods that share a folder often have the same.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL_SUFFIX}")
     try:
         yield partial
         with partial.open("r+b") as stream:

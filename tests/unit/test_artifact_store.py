@@ -110,6 +110,27 @@ def test_several_who_fetch_at_once_get_one_whole_folder(store: ArtifactStore, tm
     assert files(tmp_path / "home/artifacts") == [f"base-1/{name}" for name in files(tmp_path / "artifacts/base-1")]
 
 
+def test_writers_of_the_same_name_at_once_leave_one_whole_file(store: ArtifactStore) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    errors: list[BaseException] = []
+
+    def write(content: bytes) -> None:
+        try:
+            for _ in range(5):
+                store.place.write("staging/one/config.json", content)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert store.place.read("staging/one/config.json") in contents
+    assert store.place.names("staging") == ["one/config.json"]
+
+
 def test_file_comes_back_by_its_content(store: ArtifactStore, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("rows")
     sha256 = store.push_file(tmp_path / "rows.jsonl")
