@@ -67,9 +67,9 @@ $(CHECKOV)/.installed: infra/locks/checkov.txt
 # Out of Debian's package, without installing it; `make charts` says where it is missing.
 .PHONY: promtool
 promtool:
-	@test -x $(PROMTOOL) || command -v promtool >/dev/null || { mkdir -p .tools/deb .tools/bin && cd .tools/deb \
-	  && { test "$$(id -u)" != 0 || apt-get update -qq; } && apt-get download -qq prometheus \
-	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C ../bin ./usr/bin/promtool; rm -rf .tools/deb; } >/dev/null 2>&1 || true
+	@test -x $(PROMTOOL) || command -v promtool >/dev/null || { mkdir -p .tools/deb .tools/bin; \
+	  (cd .tools/deb && { test "$$(id -u)" != 0 || apt-get update -qq; } && apt-get download -qq prometheus \
+	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -C ../bin ./usr/bin/promtool); rm -rf .tools/deb; } >/dev/null 2>&1 || true
 
 schema: install ## write values.yaml, values.schema.json and the table of values of each chart from the Python models
 	@$(BIN)/python -m pipelines.chart_files

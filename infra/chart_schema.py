@@ -33,7 +33,7 @@ class Value:
 def helm_schema(model: type[BaseModel]) -> dict[str, Any]:
     """JSON Schema of a chart's values, for `values.schema.json`; Helm refuses by it, with the path, what the model would refuse."""
     schema = model.model_json_schema(by_alias=True, mode="validation")
-    return {"$schema": SCHEMA_DIALECT, **_without_absent_objects(_without_titles(schema))}
+    return {"$schema": SCHEMA_DIALECT, **_closed(_without_absent_objects(_without_titles(schema)))}
 
 
 def schema_text(model: type[BaseModel]) -> str:
@@ -75,6 +75,14 @@ def values_of(model: type[BaseModel], prefix: str = "", instance: BaseModel | No
                 if value.path not in seen:
                     seen.add(value.path)
                     yield value
+
+
+def _closed(node: Any) -> Any:
+    """The schema with mappings whose keys have a pattern closed to all other keys, as pydantic closes them but does not write."""
+    if isinstance(node, dict):
+        closed = {"additionalProperties": False} if "patternProperties" in node and "additionalProperties" not in node else {}
+        return {key: _closed(value) for key, value in node.items()} | closed
+    return [_closed(value) for value in node] if isinstance(node, list) else node
 
 
 def _without_titles(node: Any, is_properties: bool = False) -> Any:

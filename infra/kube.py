@@ -17,6 +17,7 @@ from infra.kube_types import (
     OPTIONAL_NAME_PATTERN,
     Annotations,
     DottedName,
+    Key,
     Labels,
     LabelValue,
     MoreLabels,
@@ -46,6 +47,7 @@ OUR_VARIABLES = (
     "SLIPWAY_GATEWAYS",
     "SLIPWAY_HOME",
     "SLIPWAY_KUBERNETES_VALUES",
+    "SLIPWAY_SIGNING_KEY",
     "SLIPWAY_STORE",
     "SLIPWAY_WAKE_URL",
     "TOKENIZERS_PARALLELISM",
@@ -110,16 +112,26 @@ class Resources(KubeModel):
 class Toleration(KubeModel):
     """A taint that a pod puts up with."""
 
-    key: str | None = None
+    key: Key | None = None
     """Name of the taint; absent means every taint, with `Exists`."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the value must be equal too."""
-    value: str | None = None
+    value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; absent means every effect."""
     toleration_seconds: int | None = Field(None, ge=0)
     """How long a `NoExecute` is put up with; absent means for ever."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"value {self.value!r} beside the operator Exists, which asks for none. Leave it out, or take Equal.")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key is absent, which is for the operator Exists alone. Name the taint.")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError(f"tolerationSeconds is for the effect NoExecute, found {self.effect}. Leave it out.")
+        return self
 
 
 class Scheduling(KubeModel):

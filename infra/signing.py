@@ -39,7 +39,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:slipway:seal:1"
 PRIVATE_MODE = 0o600
-OTHERS = 0o077
+GROUP, ALL = 0o070, 0o007
 PEM_END = "-----END PUBLIC KEY-----"
 
 
@@ -78,7 +78,7 @@ def signing_key(path: Path, may_make: bool) -> Ed25519PrivateKey:
         if not may_make:
             raise ConfigError(f"{path}: no such file, and SLIPWAY_SIGNING_KEY names it. Put an ed25519 key in PEM there, or unset it.")
         _make_key(path)
-    if path.stat().st_mode & OTHERS:
+    if _others_may_read(path):
         raise ConfigError(f"{path}: others may read this private key. Run `chmod 600 {path}`, and make a new one if they may have.")
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
@@ -87,6 +87,15 @@ def signing_key(path: Path, may_make: bool) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: a key of another kind. An ed25519 key is needed: `openssl genpkey -algorithm ed25519`.")
     return key
+
+
+def _others_may_read(path: Path) -> bool:
+    """Whether others than this process's user may.
+
+    A file that another user lent to a group of ours is as closed as we can have it: so Kubernetes mounts a Secret, root's and the pod's.
+    """
+    status = path.stat()
+    return bool(status.st_mode & ALL) or (bool(status.st_mode & GROUP) and status.st_uid == os.getuid())
 
 
 def public_file(private_file: Path) -> Path:

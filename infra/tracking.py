@@ -91,6 +91,13 @@ def start_run(
     return str(mlflow.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
 
 
+def find_run(mlflow: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+    """The id of the newest run of that name and with these tags, or None."""
+    wanted = [f"attributes.run_name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
+    found = mlflow.search_runs([experiment_id], " and ".join(wanted), max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def log_params(mlflow: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
     """Every leaf of a nested config as one parameter with a dotted name."""
     from mlflow.entities import Param

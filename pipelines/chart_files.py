@@ -53,19 +53,21 @@ def with_table(readme: str, table: str) -> str:
     return f"{before}{begins}\n{table}\n{ends}{after}"
 
 
-def stale_files(charts_dir: Path = CHARTS_DIR) -> list[Path]:
-    """Files that do not hold what they should."""
-    return [path for path, text in wanted_files(charts_dir).items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+def stale_files(charts_dir: Path = CHARTS_DIR) -> dict[Path, str]:
+    """Files that do not hold what they should, with that."""
+    wanted = wanted_files(charts_dir)
+    return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
 
 
-def main(arguments: list[str], say: Callable[[str], object] = print) -> int:
+def main(arguments: list[str], charts_dir: Path = CHARTS_DIR, say: Callable[[str], object] = print) -> int:
     """Writes the files, or with `--check` only tells which are stale; 1 where any is."""
-    stale = stale_files()
-    for path in stale:
-        if "--check" not in arguments:
-            path.write_text(wanted_files()[path], encoding="utf-8")
-        say(f"{'stale' if '--check' in arguments else 'written'}: {path.relative_to(CHARTS_DIR.parent)}")
-    return 1 if stale and "--check" in arguments else 0
+    is_check = "--check" in arguments
+    stale = stale_files(charts_dir)
+    for path, text in stale.items():
+        if not is_check:
+            path.write_text(text, encoding="utf-8")
+        say(f"{'stale' if is_check else 'written'}: {path.relative_to(charts_dir.parent)}")
+    return 1 if stale and is_check else 0
 
 
 if __name__ == "__main__":

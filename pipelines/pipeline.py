@@ -88,7 +88,9 @@ def tracked_run(spec: Spec, settings: Settings, run_dir: Path) -> Iterator[Track
     metric_stream.send_left(settings.runs_dir, settings.tracking_uri)
     records = RunRecords(settings, spec.fingerprint)
     begun, tags = records.read(), {"slipway.spec_fingerprint": spec.fingerprint}
-    with tracking.run(client, experiment_id, run_dir.name, tags=tags, begun_run_id=begun.run_id if begun else None) as run_id:
+    records.announce(run_dir)
+    found = (begun.run_id or tracking.find_run(client, experiment_id, run_dir.name, tags)) if begun else None
+    with tracking.run(client, experiment_id, run_dir.name, tags=tags, begun_run_id=found) as run_id:
         records.begin(run_id, run_dir)
         tracking.log_params(client, run_id, spec.model_dump(mode="json"))
         client.log_artifact(run_id, str(run_dir / "spec.json"))

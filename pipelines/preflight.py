@@ -13,6 +13,7 @@ from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.settings import Settings
 from pipelines import serveable
 from pipelines.executors.base import needs
+from pipelines.executors.ray_jobs_api import RayJobs
 from pipelines.runner import Planned
 from pipelines.spec import Spec
 from serving.limits import ENGINE_OF_FORMAT
@@ -38,6 +39,7 @@ WEIGHT_COPIES = 4
 EXPORT_COPIES = 2
 GGUF_GROWTH = 4
 BASE_NEED_BYTES = 1 << 30
+RAY_PATIENCE_S = 10.0
 
 
 def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve: bool) -> None:
@@ -66,6 +68,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
 
 
 def _check_executor(settings: Settings) -> None:
+    """Raises TransientError where all is set and the cluster does not answer."""
     problems = needs(settings)
     if settings.executor != "local" and settings.tracking_uri.startswith("sqlite:"):
         problems.append(
@@ -74,6 +77,8 @@ def _check_executor(settings: Settings) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+    if settings.executor == "ray":
+        RayJobs(settings.ray_jobs_address, settings.ray_token, RAY_PATIENCE_S).get("slipway")
 
 
 def _check_server(spec: Spec) -> None:

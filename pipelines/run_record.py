@@ -23,7 +23,8 @@ class RunRecord(Config):
     """The runs of one pipeline."""
 
     tracking_uri: str
-    run_id: str
+    run_id: str = ""
+    """Empty while it is about to be made: a driver that was killed then is found out by the name."""
     run_name: str
     """Name of the command's folder in the home, and of its MLflow run."""
     steps: dict[str, str] = Field(default_factory=dict)
@@ -42,6 +43,11 @@ class RunRecords:
         """What a driver before this one began, in the same MLflow store, and did not end."""
         found = orders.read(self._store, self._name, RunRecord) if self._store else None
         return found if found is not None and found.tracking_uri == self._uri else None
+
+    def announce(self, run_dir: Path) -> None:
+        """Notes that a run of that folder's name is about to be made, unless a driver before this one did."""
+        if self.read() is None:
+            self._write(RunRecord(tracking_uri=self._uri, run_name=run_dir.name))
 
     def begin(self, run_id: str, run_dir: Path) -> None:
         """Notes the run of a pipeline that begins, or goes on."""

@@ -187,7 +187,7 @@ def _make(
             work(None)
             return slot.publish()
         begun = tracked.records.read()
-        nested = begun.steps.get(step.name) if begun else None
+        nested = begun.steps.get(step.name) or _unnoted(tracked, step.name) if begun else None
         with tracking.run(tracked.client, tracked.experiment_id, step.name, tracked.run_id, begun_run_id=nested) as run_id:
             tracked.records.begin_step(step.name, run_id)
             work(TrackingTarget(uri=tracked.uri, run_id=run_id, unsent_file=run_dir / "unsent" / f"{step.name}.jsonl"))
@@ -195,6 +195,11 @@ def _make(
             tracked.client.set_tag(run_id, "slipway.artifact", str(artifact.path))
             tracked.client.set_tag(run_id, "slipway.digest", artifact.manifest.digest)
             return artifact
+
+
+def _unnoted(tracked: Tracked, name: str) -> str | None:
+    """The step's run that a driver had made, and was killed before it could note it."""
+    return tracking.find_run(tracked.client, tracked.experiment_id, name, {tracking.PARENT_TAG: tracked.run_id})
 
 
 def _log_file(run_dir: Path, step: Step) -> Path:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,19 @@ from infra.config import Config
 TOKEN_HEADER = "X-Slipway-Front"
 RETRY_S = 0.5
 MAX_LINE_BYTES = 1 << 16
+# A machine that loses its power sends no end of its connections: after so many seconds without a word, and as many questions a second
+# apart without an answer, the kernel ends them here.
+QUIET_S, NUM_QUESTIONS = 5, 4
+
+
+def keep_asking(connection: socket.socket) -> None:
+    """Lets the kernel end a connection whose other machine is gone without a word."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, NUM_QUESTIONS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (QUIET_S + NUM_QUESTIONS) * 1000)
 
 
 class FrontAddress(Config):
@@ -119,6 +134,7 @@ class Announcer:
             with contextlib.suppress(OSError):
                 reader, self._writer = await asyncio.open_connection(self._front.host, self._front.port)
                 try:
+                    keep_asking(self._writer.get_extra_info("socket"))
                     self.update()
                     await reader.read()  # the front sends nothing: this ends with its side of the connection
                     await asyncio.to_thread(self._part)

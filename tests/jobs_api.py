@@ -57,6 +57,7 @@ class JobsApi:
         if name in self.jobs:
             return 400, f"Traceback\nValueError: Job with submission_id {name} already exists. Please use a different submission_id."
         environment = {**os.environ, **body["runtime_env"]["env_vars"], "SLIPWAY_HOME": str(self.home)}
+        environment |= {"OMP_NUM_THREADS": "1", "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}  # as Ray gives an entrypoint
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment["PYTHONPATH"] = os.pathsep.join([str(self.folder / "programs"), str(REPOSITORY)])
         log_file = self.folder / f"{name}-{len(self.started)}.log"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ class RayNodes:
 
     folder: Path
     variables: dict[str, str]
+    ray_dir: Path
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     nodes: list[Node] = field(default_factory=list)
@@ -62,7 +64,7 @@ class RayNodes:
         home = self.folder / f"node-{number}/home"
         home.mkdir(parents=True)
         options = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1"]
-        options += ["--include-dashboard=true", f"--temp-dir={self.folder / 'ray'}", f"--system-config={json.dumps(WATCHING)}"]
+        options += ["--include-dashboard=true", f"--temp-dir={self.ray_dir}", f"--system-config={json.dumps(WATCHING)}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}"]
         command += options if number == 0 else [f"--address=127.0.0.1:{self.port}"]
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}", "--num-gpus=0"]
@@ -98,13 +100,14 @@ class RayNodes:
 @contextmanager
 def ray_nodes(folder: Path, num_cpus: tuple[int, ...], variables: dict[str, str] | None = None) -> Iterator[RayNodes]:
     """A head and one worker node for each number of cores; programs may be put into `folder/programs`."""
-    cluster = RayNodes(folder, variables or {})
-    try:
-        cluster.add(0)
-        for each in num_cpus:
-            cluster.add(each)
-        yield cluster
-    finally:
-        for node in reversed(cluster.nodes):
-            if node.process.poll() is None:
-                node.kill()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # a socket's path has 107 bytes at most
+        cluster = RayNodes(folder, variables or {}, Path(short))
+        try:
+            cluster.add(0)
+            for each in num_cpus:
+                cluster.add(each)
+            yield cluster
+        finally:
+            for node in reversed(cluster.nodes):
+                if node.process.poll() is None:
+                    node.kill()

@@ -18,12 +18,14 @@ from infra.kube import (
     Toleration,
 )
 from infra.kube_stores import ArtifactStore, Tracking
-from infra.kube_types import OPTIONAL_NAME_PATTERN, Quantity
+from infra.kube_types import OPTIONAL_NAME_PATTERN, OptionalName, Quantity
 from infra.kube_volumes import MountedClaim, Storage
 from training.config import Workers
 
 RAY_NAME_CHARS = 47
 """Longest name that KubeRay takes: it adds to it what makes the names of pods."""
+_TIMES = r"(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/[0-9]+)?"
+CRON_PATTERN = rf"^(@(hourly|daily|weekly|monthly|yearly|annually|midnight)|{_TIMES}(,{_TIMES})*( {_TIMES}(,{_TIMES})*){{4}})?$"
 MODULE_PATTERN = r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$"
 PATH_PATTERN = r"^([A-Za-z0-9_@.-]+/)*[A-Za-z0-9_@.-]+$"
 QueueName = Annotated[str, Field(max_length=63, pattern=OPTIONAL_NAME_PATTERN)]
@@ -55,6 +57,14 @@ class Home(Storage):
 
     enabled: bool = False
     """Whether it outlives the driver's pod; if not, the next driver takes from the store what it goes on with."""
+
+
+class Signing(KubeModel):
+    """The key with which the driver signs what it promotes; servers take only what a key signed that they trust."""
+
+    existing_secret: OptionalName = ""
+    """Secret with the keys `signing.pem` and `signing.pub`, as `.slipway/keys` holds them. Empty means a key that the driver makes in its
+    home, and that ends with it."""
 
 
 class RayJob(KubeModel):
@@ -99,7 +109,7 @@ class Pipeline(Scheduling):
     """Whether a Job runs the spec once, now."""
     resources: Resources = Resources()
     """Of its container; GPUs are named under `limits`, such as `nvidia.com/gpu: 1`."""
-    schedule: str = Field("", pattern=r"^(@(hourly|daily|weekly|monthly|yearly|annually|midnight)|\S+( \S+){4})?$")
+    schedule: str = Field("", pattern=CRON_PATTERN)
     """Cron times at which a CronJob runs it; empty means never."""
     time_zone: str = Field("Etc/UTC", pattern=r"^[A-Za-z0-9_+/-]+$")
     """In which `schedule` is read."""
@@ -148,6 +158,7 @@ class TrainingChart(ChartValues):
     tracking: Tracking = Tracking()
     volumes: list[MountedClaim] = Field(default_factory=list)
     """Volumes with datasets, base models or a hub's cache (`HF_HOME`), in driver and jobs alike."""
+    signing: Signing = Signing()
     home: Home = Home()
     scratch: Quantity = "50Gi"
     """Disk of each Ray pod for its home: inputs, checkpoints, outputs."""

@@ -91,6 +91,12 @@ nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .tolerations }}
+{{- range . }}
+{{- $isExists := eq (default "Equal" .operator) "Exists" }}
+{{- if and $isExists .value }}{{ fail (printf "a toleration has the value %q beside the operator Exists, which asks for none" .value) }}{{ end }}
+{{- if not (or $isExists .key) }}{{ fail "a toleration has no key, which is for the operator Exists alone" }}{{ end }}
+{{- if and (hasKey . "tolerationSeconds") (ne (default "" .effect) "NoExecute") }}{{ fail "a toleration has tolerationSeconds, which is for the effect NoExecute alone" }}{{ end }}
+{{- end }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -94,7 +94,7 @@ def destroy(cluster: Cluster, deployment: str, with_data: bool, note: Note, more
             changes.append(Change(ref, "kept"))
             continue
         note(f"  delete   {ref}")
-        cluster.delete(ref, "Foreground")
+        cluster.delete(ref)
         changes.append(Change(ref, "deleted"))
     for change in changes:
         if change.fate == "deleted":

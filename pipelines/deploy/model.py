@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from infra import registry, tracking
-from infra.contracts import read_manifest
+from infra.artifact_store import ARTIFACTS, open_store
+from infra.contracts import SEAL_DIR, read_manifest
 from infra.errors import ConfigError
 from infra.settings import Settings
 from pipelines.target import version_folder
@@ -25,7 +27,8 @@ def registered_source(name: str, wanted: str, settings: Settings) -> dict[str, A
     mlflow = tracking.client(settings.tracking_uri)
     version = registry.lookup(mlflow, name, wanted) if wanted.isdigit() else registry.resolve(mlflow, name, wanted)
     if settings.store:
-        return _in_store(version.digest, lambda: version_folder(mlflow, version, settings), settings)
+        is_here = version.is_local and version.folder.is_dir()
+        return _in_store(version.digest, lambda: version_folder(mlflow, version, settings), settings, is_here)
     if version.is_local or not settings.tracking_uri.startswith(("http://", "https://")):
         raise ConfigError(f"{name} version {version.version}: its files lie where no pod reaches them ({version.source}). {NEEDED}")
     return {"type": "registry", "name": name, "version": version.version, "digest": version.digest}
@@ -39,13 +42,14 @@ def folder_source(folder: Path, settings: Settings) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if not settings.store:
         raise ConfigError(f"{folder}: a folder of this machine, which no pod reaches. {NEEDED}")
-    return _in_store(manifest.digest, lambda: folder, settings)
+    return _in_store(manifest.digest, lambda: folder, settings, is_here=True)
 
 
-def _in_store(digest: str, folder: Any, settings: Settings) -> dict[str, Any]:
-    from infra.artifact_store import open_store
-
+def _in_store(digest: str, folder: Callable[[], Path], settings: Settings, is_here: bool) -> dict[str, Any]:
+    """A source in the store, where the artifact is pushed unless it is there; what is here goes up again for a seal made since."""
     store = open_store(str(settings.store))
-    if store.find(digest) is None:
+    name = store.find(digest)
+    is_sealed = name is not None and bool(store.place.names(f"{ARTIFACTS}/{name}/{SEAL_DIR}"))
+    if is_here or not is_sealed:
         store.push(folder())
     return {"type": "store", "digest": digest}

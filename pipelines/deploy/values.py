@@ -51,6 +51,7 @@ def serving_values(spec: Spec, given: Mapping[str, Any], name: str, wanted: str,
         "model": said if said is not None else model.registered_source(spec.name, wanted, settings),
         "serve": {**_settings_of(spec), "host": ALL_ADDRESSES},
     }
+    _require_no_local_draft(spec, given)
     if spec.serve.adapters:
         config["adapters"] = {each: model.folder_source(folder, settings) for each, folder in spec.serve.adapters.items()}
     pool_models = {pool.name: model.folder_source(pool.model_dir, settings) for pool in spec.serve.pools if pool.model_dir}
@@ -79,6 +80,17 @@ def _require_keys(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "serve.api_keys_file is a file of this machine. Put it into a Secret (kubectl create secret generic NAME "
             "--from-file=api_keys.json=FILE), and name that in a values file under apiKeys.existingSecret."
+        )
+
+
+def _require_no_local_draft(spec: Spec, given: Mapping[str, Any]) -> None:
+    """A small model that guesses is no part of what is fetched by digest; its folder must be one that the pods have."""
+    draft_dir = spec.serve.speculative.draft_model_dir if spec.serve.speculative else None
+    said = (((given.get("config") or {}).get("serve") or {}).get("speculative") or {}).get("draft_model_dir")
+    if draft_dir is not None and said is None:
+        raise ConfigError(
+            f"serve.speculative.draft_model_dir is {draft_dir}, a folder of this machine. Put it on a volume of the pods (`volumes`), and "
+            "say its path there in a values file under config.serve.speculative.draft_model_dir."
         )
 
 

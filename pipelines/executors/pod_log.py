@@ -13,6 +13,7 @@ from pipelines.cluster.logs import follow_logs
 from pipelines.cluster.refs import Ref, ref_of
 
 LOOK_S = 2.0
+IDLE_S = 3
 END_S = 10.0  # that the last lines have, once the program has ended
 
 
@@ -54,12 +55,14 @@ def _new_pods(cluster: Cluster, labels: Mapping[str, str], known: set[str]) -> l
 
 
 def _copy_pod(cluster: Cluster, pod: Ref, container: str, log_file: Path, ended: threading.Event) -> None:
+    num_idle = 0
     with log_file.open("a", encoding="utf-8") as log:
         for line in follow_logs(cluster, pod, container):
+            num_idle = num_idle + 1 if line is None and ended.is_set() else 0
             if line is not None:
                 log.write(line + "\n")
                 log.flush()
-            elif ended.is_set():  # nothing more within a second after the end
+            elif num_idle > IDLE_S:  # its pod stays a while after the program has left its result
                 return
 
 

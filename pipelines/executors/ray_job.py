@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infra.artifact_store import ArtifactStore
 from infra.errors import SlipwayError, TransientError
+from infra.mirror import SYNC_S
 from infra.process import Job
 from pipelines.executors.ray_jobs_api import RUNNING, RayJob, RayJobs, last_line
 from pipelines.executors.shipping import Shipment
@@ -77,7 +78,7 @@ class RayExecutor:
     def _follow(self, shipment: Shipment, name: str, log_file: Path, on_tick: Callable[[], None]) -> RayJob:
         """What Ray says of the job once it has ended; its log and progress are brought here meanwhile."""
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        due_s = dict.fromkeys(("ask", "log"), 0.0)
+        due_s = dict.fromkeys(("ask", "follow", "log"), 0.0)
         while True:
             now_s = time.monotonic()
             if now_s >= due_s["ask"]:
@@ -85,8 +86,10 @@ class RayExecutor:
                 found = self._jobs.get(name)
                 if found is None:
                     found = RayJob(status="FAILED", message="the cluster has forgotten the job: its head was started anew")
-                shipment.follow()
                 has_ended = found.status not in RUNNING
+                if has_ended or now_s >= due_s["follow"]:
+                    due_s["follow"] = now_s + SYNC_S
+                    shipment.follow()
                 if has_ended or now_s >= due_s["log"]:
                     due_s["log"] = now_s + LOG_S
                     self._copy_log(name, log_file)

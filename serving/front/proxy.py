@@ -18,12 +18,13 @@ import aiohttp
 from aiohttp import AddrInfoType, web
 
 from serving.access import REQUEST_ID_ATTRIBUTE, REQUEST_ID_HEADER
+from serving.announcement import keep_asking
 from serving.config import ServeConfig
 from serving.errors import ApiError
 from serving.front.figures import FrontFigures, RetryReason
 from serving.front.pools import FirstTokenTimes, cheapest_in_time
 from serving.front.relay import Asked, LostError, RefusedError, ask, read_request
-from serving.front.replicas import Replica, Replicas, keep_asking
+from serving.front.replicas import Replica, Replicas
 from serving.front.routing import Router, Wanted, read_wanted
 from serving.metrics import merge
 from serving.tracing import NO_SPAN, QUIET_PATHS, STATUS_ATTRIBUTE, Span, Tracer, end_request

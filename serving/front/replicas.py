@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from serving.announcement import MAX_LINE_BYTES, Announcement
+from serving.announcement import MAX_LINE_BYTES, Announcement, keep_asking
 
 HELLO_TIMEOUT_S = 5.0
-# A machine that loses its power sends no end of its connections: after so many seconds without a word, and as many questions a second
-# apart without an answer, the kernel ends them here.
-QUIET_S, NUM_QUESTIONS = 5, 4
 
 
 @dataclass(eq=False)
@@ -136,13 +131,3 @@ class Replicas:
 async def listen(replicas: Replicas, host: str, port: int = 0) -> asyncio.Server:
     """The socket that replicas announce themselves at; on a free port for 0."""
     return await asyncio.start_server(replicas.meet, host, port, limit=MAX_LINE_BYTES)
-
-
-def keep_asking(connection: socket.socket) -> None:
-    """Lets the kernel end a connection whose other machine is gone without a word."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, NUM_QUESTIONS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (QUIET_S + NUM_QUESTIONS) * 1000)

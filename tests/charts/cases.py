@@ -78,12 +78,43 @@ DATABASE = {
     "artifacts": {"destination": "s3://bucket/mlflow", "existingSecret": "mlflow-s3"},
 }
 UPGRADE = {"autoscaler": {"enabled": True}, "upgrade": {"type": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "istio"}}
+POOLS = {
+    "workerGroups": {"gpu": {"enabled": True, "runtimeClassName": "nvidia"}},
+    "config": {
+        "adapters": {"red": {"type": "store", "digest": DIGEST}},
+        "pool_models": {"gpu": {"type": "path", "path": "/models/lamp"}},
+        "serve": {
+            "pools": [
+                {"name": "cpu", "usd_per_hour": 0.1, "cpus_per_replica": 2},
+                {"name": "gpu", "accelerator": "gpu", "engine": "vllm", "usd_per_hour": 1.5, "cpus_per_replica": 4},
+            ]
+        },
+    },
+}
+GUARDED = {
+    "apiKeys": {"existingSecret": "keys"},
+    "trustedKeys": {"pem": "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"},
+    "config": {
+        "serve": {
+            "api_keys_file": "/etc/slipway/api-keys/api_keys.json",
+            "trusted_keys_file": "/etc/slipway/trusted/trusted.pem",
+        }
+    },
+}
+MOUNTED = {"volumes": [{"existingClaim": "models", "path": "/models"}]}
+ASLEEP = {
+    "rayToken": False,
+    "gateway": {"autoscaling": {"enabled": True}, "service": {"type": "LoadBalancer"}},
+    "networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]},
+    "config": {"serve": {"num_replicas": 1, "autoscale": {"min_replicas": 0, "max_replicas": 1}}},
+}
 INGRESS = {"ingress": {"enabled": True, "host": "mlflow.example.com", "tlsSecret": "mlflow-tls"}}
 
 WITH_ALL = {
     "env": [{"name": "HF_HOME", "value": "/cache"}, {"name": "HF_TOKEN", "secret": {"name": "hub", "key": "token"}}],
     "volumes": [{"existingClaim": "datasets", "path": "/data"}, {"existingClaim": "hub-cache", "path": "/cache", "readOnly": False}],
     "home": {"enabled": True},
+    "signing": {"existingSecret": "slipway-signing"},
     "imagePullSecrets": ["registry"],
     "labels": {"team": "a"},
     "security": {"setIds": False},
@@ -96,7 +127,7 @@ CASES: tuple[Case, ...] = (
     Case("training", "schedule and monitor", over(PIPELINE, SCHEDULE, {"store": STORE}), only=ELSEWHERE, later=STEP),
     Case("training", "one process", {"rayJob": JOB}, only=("laptop",)),
     Case("training", "workers", {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8], "queueName": "team-a"}}, only=ELSEWHERE),
-    Case("training", "elastic", over(WITH_ALL, {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8]}}), only=ELSEWHERE),
+    Case("training", "elastic", over(PIPELINE, WITH_ALL, {"store": STORE, "rayJob": {**JOB, "numWorkers": [2, 8]}}), only=ELSEWHERE),
     Case(
         "training",
         "all at once",
@@ -107,6 +138,8 @@ CASES: tuple[Case, ...] = (
     Case("serving", "signed model", SERVED, only=("production",)),
     Case("serving", "watched", over(SERVED, UNSIGNED, WATCHED), only=("", "cpu", "gpu")),
     Case("serving", "route", over(SERVED, UNSIGNED, {"route": {"enabled": True, "parentRefs": PARENTS}}), apis=GATEWAY, only=("", "gpu")),
+    Case("serving", "pools, adapters, keys and trust", over(SERVED, POOLS, GUARDED, MOUNTED), only=("", "cpu")),
+    Case("serving", "asleep, own network, gateways that follow the load", over(SERVED, UNSIGNED, ASLEEP), only=("", "laptop")),
     Case("serving", "incremental upgrade", over(SERVED, UNSIGNED, UPGRADE), apis=GATEWAY, only=("cpu", "gpu")),
     Case("tracking", "volume", {}, only=("", "laptop")),
     Case("tracking", "database", DATABASE, only=("", "cpu", "gpu", "production")),

@@ -15,6 +15,7 @@ from pipelines.charts import CHARTS_DIR
 Path = tuple[str, ...]
 # Passed on to Kubernetes as they are; what is in them is the user's word with the API server.
 PASSED_ON = {"affinity", "topologySpreadConstraints", "extraIngress", "egress", "global", "config", "volumes"}
+RESOURCES = {"requests", "limits"}
 TEXT_ALPHABET = st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_categories=["C"])
 MAX_NUMBER = 1 << 31
 
@@ -35,10 +36,16 @@ def changes(chart: str, most: int = 6) -> st.SearchStrategy[dict[str, Any]]:
         values: dict[str, Any] = {}
         for index in pick(st.lists(st.integers(0, len(found) - 1), min_size=1, max_size=most, unique=True)):
             path, leaf = found[index]
-            put(values, path, pick(value_of(leaf, schema["$defs"])))
+            put(values, path, pick(quantities() if path[-1] in RESOURCES else value_of(leaf, schema["$defs"])))
         return values
 
     return draw()
+
+
+def quantities() -> st.SearchStrategy[dict[str, Any]]:
+    """What a container asks for; the names of devices are a cluster's own."""
+    amounts = st.one_of(st.integers(1, 64), st.sampled_from([0.5, 1.5, "500m", "0.25", "2Gi", "1e3", "3G", ".5"]))
+    return st.dictionaries(st.sampled_from(["cpu", "memory", "ephemeral-storage"]), amounts)
 
 
 def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -107,5 +114,8 @@ def _mapping(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> st.SearchStr
         needed = {name: value_of(below, defs) for name, below in schema["properties"].items() if name in schema.get("required", ())}
         others = {name: value_of(below, defs) for name, below in schema["properties"].items() if name not in needed | {"affinity": 0}}
         return st.fixed_dictionaries(needed, optional=others)
-    below = schema.get("additionalProperties", {"type": "string"})
-    return st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), value_of(below, defs), max_size=3)
+    patterns = {key: below for key, below in schema.get("patternProperties", {}).items() if below is not False}
+    keys, below = next(iter(patterns.items()), (r"[a-z][a-z0-9-]{0,20}", schema.get("additionalProperties")))
+    if not isinstance(below, Mapping):
+        below = {"type": "string"}
+    return st.dictionaries(st.from_regex(re.compile(keys, re.ASCII), fullmatch=True).map(str.strip), value_of(below, defs), max_size=3)

@@ -76,7 +76,7 @@ def _service(spec: Document) -> Iterator[str]:
     if not applications:
         yield "serveConfigV2: no applications in it"
     for key in ("name", "route_prefix"):
-        values = [application.get(key) for application in applications]
+        values = [application[key] for application in applications if application.get(key) is not None]  # without a route, none is shared
         if len(values) != len(set(values)):
             yield f"serveConfigV2: two applications have the same {key}"
     strategy = spec.get("upgradeStrategy") or {}

@@ -8,15 +8,12 @@ import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tests.charts.pod_rules import PORT_NAME, QUANTITY, twins
+from tests.charts.pod_rules import KEY, PORT_NAME, QUANTITY, twins
 from tests.charts.pods import TEMPLATES, Document, find, matches
 
 SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 HOST = re.compile(r"(\*\.)?(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-KEY = re.compile(
-    r"((?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
 VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 FILE_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 CRON_FIELD = r"(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/[0-9]+)?"

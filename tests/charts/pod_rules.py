@@ -15,6 +15,9 @@ from typing import Any
 from infra.kube_types import amount
 from tests.charts.pods import PodTemplate
 
+KEY = re.compile(
+    r"((?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 QUANTITY = re.compile(r"[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)?")
@@ -67,6 +70,8 @@ def _volumes(pod: PodTemplate) -> Iterator[str]:
 
 def _placement(pod: PodTemplate) -> Iterator[str]:
     for index, toleration in enumerate(pod.spec.get("tolerations", ())):
+        if toleration.get("key") and not KEY.fullmatch(toleration["key"]):
+            yield f"tolerations[{index}]: {toleration['key']!r} is no key"
         if toleration.get("operator") == "Exists" and toleration.get("value"):
             yield f"tolerations[{index}]: a value beside the operator Exists"
         if not toleration.get("key") and toleration.get("operator", "Equal") != "Exists":

@@ -105,6 +105,7 @@ SPEC_FAULTS = [
     ("volumes.1.name", "config", "volumes: 'config' is there twice"),
     ("volumes.0.configMap.name", "absent", "there is no ConfigMap/absent"),
     ("volumes.2.persistentVolumeClaim.claimName", "absent", "there is no PersistentVolumeClaim/absent"),
+    ("tolerations.0.key", "a b", "tolerations[0]: 'a b' is no key"),
     ("tolerations.0.value", "yes", "a value beside the operator Exists"),
     ("tolerations.0.tolerationSeconds", 5, "tolerationSeconds needs the effect NoExecute"),
     ("tolerations.0", {"effect": "NoSchedule"}, "no key, which only Exists may lack"),

@@ -159,6 +159,17 @@ def test_driver_reads_the_mounted_spec_and_values() -> None:
         assert pod["spec"]["volumes"][0]["configMap"]["name"] == only(objects, "ConfigMap")["metadata"]["name"]
 
 
+def test_driver_signs_with_the_key_that_is_mounted() -> None:
+    """Its variable names a file of the Secret's volume; `existingSecret` of another chart's key would not be found there."""
+    values = {**PIPELINE, "signing": {"existingSecret": "signing"}}
+    spec = only(render("training", values, name="nightly"), "Job")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    mount = next(each for each in container["volumeMounts"] if each["name"] == "signing")
+    volume = next(each for each in spec["volumes"] if each["name"] == "signing")
+    assert environment(container)["SLIPWAY_SIGNING_KEY"] == f"{mount['mountPath']}/signing.pem"
+    assert volume["secret"]["secretName"] == "signing"
+
+
 def test_driver_job_is_not_tried_again_after_bad_input_or_a_refused_gate() -> None:
     """Exit codes 2 and 3; 75, and a lost node, are."""
     rules = only(render("training", PIPELINE, name="nightly"), "Job")["spec"]["podFailurePolicy"]["rules"]

@@ -11,14 +11,16 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from infra.errors import ConfigError
+from infra.kube import Toleration
 from pipelines.charts import CHARTS_DIR, Chart, render
 from tests.charts import matrix
 from tests.charts.cases import APIS, CASES, JOB, KUBE_VERSIONS, SERVED, STORE, UNSIGNED, Case, Rendering, over, profiles_of
 from tests.charts.drawn import leaves, put
 from tests.charts.matrix import examine
-from tests.charts.pods import told
+from tests.charts.pods import pod_templates, told
 
 CHARTS: tuple[Chart, ...] = ("serving", "tracking", "training")
 MAX_BYTES = 100_000
@@ -54,6 +56,41 @@ def test_release_of_any_number_of_workers_has_small_objects(workers: int) -> Non
     assert max(sizes.values()) < MAX_BYTES, sizes
     job = next(document for document in train if document["kind"] == "RayJob")
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chart", CHARTS)
+def test_variable_that_the_chart_sets_itself_is_refused_in_words(chart: Chart) -> None:
+    case = next(case for case in CASES if case.chart == chart and case.name in ("all at once", "watched", "database"))
+    documents = render(chart, case.values, name="n", api_versions=APIS[-1])
+    ours = sorted(
+        {it["name"] for document in documents for pod in pod_templates(document) for box in pod.containers for it in box.get("env", ())}
+    )
+    assert "HOME" in ours
+    values = [{"env": [{"name": name, "value": "x"}]} for name in ours] + [{"env": [{"name": "A", "value": "x"}] * 2}]
+    for changes in values:
+        with pytest.raises(ConfigError, match=r"/env/0/name|env names \w+ twice|env \w+ is given twice"):
+            render(chart, over(case.values, changes), name="n", api_versions=APIS[-1])
+
+
+@pytest.mark.parametrize(
+    ("toleration", "said"),
+    [
+        ({"key": "spot", "operator": "Exists", "value": "yes"}, "beside the operator Exists"),
+        ({"effect": "NoSchedule"}, "for the operator Exists alone"),
+        ({"key": "spot", "value": "yes", "tolerationSeconds": 5}, "for the effect NoExecute"),
+    ],
+)
+def test_toleration_whose_parts_do_not_fit_is_refused_by_template_and_model(toleration: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        render("tracking", {"tolerations": [toleration]}, name="n")
+    with pytest.raises(ValidationError, match=said):
+        Toleration.model_validate(toleration)
+
+
+def test_variable_that_is_given_twice_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="env A is given twice"):
+        render("tracking", {"env": [{"name": "A", "value": "x"}] * 2}, name="n")
 
 
 @pytest.mark.parametrize("chart", CHARTS)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipelines.cluster.connect import connect
+from tests import backends
 from tests.cluster.kuberay import KubeRay, ray_definitions
 from tests.cluster.server import serve
 from tests.integration.conftest import chat_row
@@ -43,21 +44,22 @@ def write_spec(folder: Path, model: Path) -> Path:
 class ClusterRun:
     """A driver's place, and the cluster that it uses."""
 
-    def __init__(self, place: Path, kuberay: KubeRay, spec: Path) -> None:
-        self.place, self.kuberay, self.spec, self.home = place, kuberay, spec, place / "home"
+    def __init__(self, place: Path, kuberay: KubeRay, spec: Path, tracking_uri: str) -> None:
+        self.place, self.kuberay, self.spec, self.tracking_uri = place, kuberay, spec, tracking_uri
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Starts `slipway run` with the executor."""
+    def start(self, home: str) -> subprocess.Popen[str]:
+        """Starts `slipway run` with the executor, on a machine whose home is the folder of that name."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
-            "SLIPWAY_HOME": str(self.home),
+            "SLIPWAY_HOME": str(self.place / home),
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
             "SLIPWAY_STORE": (self.place / "store").as_uri(),
             "SLIPWAY_KUBERNETES_VALUES": str(self.place / "values.yaml"),
             "KUBECONFIG": str(self.place / "kubeconfig"),
         }
         command = [sys.executable, "-m", "pipelines.cli", "run", str(self.spec), "--executor", "kubernetes", "--no-serve", "--json"]
-        return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     @property
     def orders(self) -> list[str]:
@@ -69,9 +71,11 @@ class ClusterRun:
 def cluster_run(place: Path, model: Path) -> Iterator[ClusterRun]:
     """A cluster for the block."""
     (place / "values.yaml").write_text(yaml.safe_dump({"store": {"existingClaim": "shared"}}))
-    with serve() as server:
+    options = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--default-artifact-root", "mlflow-artifacts:/"]
+    options += ["--artifacts-destination", str(place / "mlflow-files")]
+    with backends.mlflow_server(place / "mlflow", options) as mlflow, serve() as server:
         server.install(ray_definitions())
         server.kubeconfig(place / "kubeconfig")
-        environment = {"SLIPWAY_STORE": (place / "store").as_uri()}
+        environment = {"SLIPWAY_STORE": (place / "store").as_uri(), "MLFLOW_TRACKING_URI": mlflow.url}
         with KubeRay(server, connect(place / "kubeconfig"), place / "nodes", environment) as kuberay:
-            yield ClusterRun(place, kuberay, write_spec(place, model))
+            yield ClusterRun(place, kuberay, write_spec(place, model), mlflow.url)

@@ -9,7 +9,6 @@ and Running alone; Complete or Failed by the entry point's exit code, with Retry
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shlex
 import signal
@@ -23,11 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from infra.errors import SlipwayError
 from infra.settings import child_environment
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.refs import Ref
-from tests.charts.crds import crds_folder, read_crds
+from tests.charts.crds import CRDS_VARIABLE, crds_folder, read_crds
 from tests.cluster.server import Server
 
 FINALIZER = "ray.io/rayjob-finalizer"
@@ -36,12 +37,16 @@ RETRY_S = 1.0  # that a Ray cluster takes to go; a real one takes longer
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@functools.cache
+NEEDS_KUBERAY = pytest.mark.skipif(
+    crds_folder() is None and not os.environ.get("CI"), reason=f"no KubeRay definitions: set {CRDS_VARIABLE} to a folder of them"
+)
+
+
 def ray_definitions() -> tuple[dict[str, Any], ...]:
-    """The definitions of the ray.io kinds, read once: that takes a second."""
+    """The definitions of the ray.io kinds."""
     folder = crds_folder()
-    assert folder is not None
-    return tuple(read_crds(folder))
+    assert folder, f"CI needs KubeRay's definitions: set {CRDS_VARIABLE} to a folder of them"
+    return read_crds(folder)
 
 
 @dataclass

@@ -19,11 +19,10 @@ from pipelines.cluster.connect import connect
 from pipelines.cluster.inventory import LABEL
 from pipelines.cluster.refs import Ref
 from pipelines.deploy import commands, log_view
-from tests.charts.crds import crds_folder
-from tests.cluster.kuberay import ray_definitions
+from tests.cluster.kuberay import NEEDS_KUBERAY, ray_definitions
 from tests.cluster.server import Server, serve
 
-pytestmark = pytest.mark.skipif(crds_folder() is None, reason="needs KubeRay's definitions (SLIPWAY_KUBERAY_CRDS)")
+pytestmark = NEEDS_KUBERAY
 Deploy = Callable[..., dict[str, Any]]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from infra import registry, tracking
 from infra.artifact_store import open_store
-from infra.contracts import write_manifest
-from infra.errors import ConfigError
+from infra.contracts import read_manifest, write_manifest
+from infra.errors import ConfigError, RegistryError
 from infra.provenance import Provenance
 from infra.settings import Settings
 from pipelines.charts import layered
-from pipelines.deploy import rendering, values
+from pipelines.deploy import model, rendering, values
 from pipelines.deploy.commands import deployment_name
 
 MODEL = {"type": "store", "digest": "a" * 64}
@@ -81,6 +82,14 @@ def test_keys_of_clients_are_not_left_behind(tmp_path: Path, settings: Settings)
     assert found["config"]["serve"]["api_keys_file"] == values.API_KEYS_PATH
 
 
+def test_folder_of_a_draft_model_must_be_one_that_the_pods_have(tmp_path: Path, settings: Settings) -> None:
+    spec = write_spec(tmp_path, serve={"speculative": {"kind": "draft", "draft_model_dir": "/here/small"}})
+    with pytest.raises(ConfigError, match="/here/small, a folder of this machine"):
+        serving(spec, settings)
+    there = {"config": {"model": MODEL, "serve": {"speculative": {"draft_model_dir": "/models/small"}}}}
+    assert serving(spec, settings, there)["config"]["serve"]["speculative"] == {"kind": "draft", "draft_model_dir": "/models/small"}
+
+
 def test_public_keys_go_along(tmp_path: Path, settings: Settings) -> None:
     keys = settings.home / "keys"
     keys.mkdir(parents=True)
@@ -141,3 +150,38 @@ def test_render_writes_a_plain_folder_and_takes_away_only_what_it_wrote(tmp_path
     assert sorted(path.name for path in folder.glob("*.yaml")) == ["clusterrole-r.yaml", "configmap-one.yaml", "of-someone.yaml"]
     assert yaml.safe_load((folder / "configmap-one.yaml").read_text())["metadata"] == {"name": "one", "namespace": "team"}
     assert "namespace" not in yaml.safe_load((folder / "clusterrole-r.yaml").read_text())["metadata"]
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """The settings of a machine with a registered champion of `lamp`, and its folder."""
+    home = tmp_path_factory.mktemp("registered") / "home"
+    folder = home / "artifacts" / "quantize-1"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("w")
+    digest = write_manifest(folder, "quantized", Provenance()).digest
+    settings = Settings(home=home, tracking_uri=f"sqlite:///{home}/mlflow.db", store=(home.parent / "store").as_uri())
+    client = tracking.client(settings.tracking_uri)
+    run_id = tracking.start_run(client, tracking.ensure_experiment(client, "tests", home / "mlartifacts"), "run")
+    registry.promote(client, registry.register(client, "lamp", folder, digest, run_id))
+    return settings, folder
+
+
+def test_champion_is_named_by_digest_and_goes_into_the_store_with_its_seal(registered: tuple[Settings, Path]) -> None:
+    settings, folder = registered
+    store = open_store(str(settings.store))
+    source = model.registered_source("lamp", "champion", settings)
+    assert source == {"type": "store", "digest": read_manifest(folder).digest} == model.registered_source("lamp", "1", settings)
+    (folder / "seal").mkdir()
+    (folder / "seal" / "signature").write_text("s")  # it was promoted by force meanwhile, say
+    model.registered_source("lamp", "champion", settings)
+    fetched = store.fetch_digest(source["digest"], settings.home.parent / "node" / "artifacts")
+    assert (fetched / "seal" / "signature").read_text() == "s"
+    with pytest.raises(RegistryError, match="challenger"):
+        model.registered_source("lamp", "challenger", settings)
+
+
+def test_champion_whose_files_no_pod_reaches_is_refused(registered: tuple[Settings, Path]) -> None:
+    settings, _ = registered
+    with pytest.raises(ConfigError, match="where no pod reaches them"):
+        model.registered_source("lamp", "champion", settings.model_copy(update={"store": None}))

@@ -189,11 +189,12 @@ def test_watch_on_a_connection_that_went_silent_is_opened_again(
 
 
 def test_watch_that_is_closed_leaves_no_thread(cluster: Cluster) -> None:
+    before = set(threading.enumerate())
     stream = watch_one(cluster, Ref("v1", "ConfigMap", "x"), idle_s=IDLE_S)
     assert quiet(stream, 2)
-    assert any(thread.name == "cluster-stream" for thread in threading.enumerate())
+    (reader,) = [thread for thread in threading.enumerate() if thread.name == "cluster-stream" and thread not in before]
     stream.close()  # type: ignore[attr-defined]
-    assert not any(thread.name == "cluster-stream" for thread in threading.enumerate())
+    assert not reader.is_alive()
 
 
 def set_phase(cluster: Cluster, made: dict[str, Any], phase: str) -> None:

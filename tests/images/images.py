@@ -63,10 +63,10 @@ IMAGES = (
         ("openvino", "openvino_genai", "nncf", "optimum", "peft", "pytest"),
         {
             **PEERS,
-            "serving.quantize": "an exporter",
             "serving.engines.openvino_steps": "openvino",
             "serving.forced.openvino": "openvino",
             "serving.bench": "openvino",
+            "serving.soak": "openvino",
         },
         ("serving", "infra"),
         serves=True,

@@ -76,7 +76,7 @@ class Node:
     def drain(self, timeout_s: float) -> subprocess.Popen[bytes]:
         """What the pod's `preStop` runs."""
         command = [sys.executable, "-m", "serving.node", "--timeout-s", str(timeout_s)]
-        return subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, env=self.environment)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class ServingCluster:
     gateways: list[Gateway] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.manifests = render("serving", self.values, name="toy")
+        self.render(self.values)
         self.dashboard = f"http://{HEAD_IP}:{free_port()}"
         self.gcs = f"{HEAD_IP}:{free_port()}"
         self.serve_port = free_port()
@@ -125,6 +125,10 @@ class ServingCluster:
     def service(self) -> dict[str, Any]:
         """The RayService's spec."""
         return dict(manifest(self.manifests, "RayService", "model")["spec"])
+
+    def render(self, values: dict[str, Any]) -> None:
+        """What is told from now on."""
+        self.manifests = render("serving", values, name="toy")
 
     def start(self) -> None:
         """Starts all of it; returns when every gateway is ready."""
@@ -178,10 +182,18 @@ class ServingCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", *place, *[f"--{name}={value}" for name, value in own.items()]]
         with (self.folder / f"node{number}.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        node = Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
         if is_head:
             wait_until(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, 180, "Ray's head is up")
-        return node
+        else:
+            wait_until(lambda: process.poll() is not None or ip in self.living_ips(), 180, "a worker has joined")
+        if process.poll() is not None:  # Ray gives a node up that is not up within 30 s; a pod would start again too
+            return self.add_node(is_head)
+        return Node(ip, Path(environment["SLIPWAY_HOME"]), environment, process)
+
+    def living_ips(self) -> set[str]:
+        """Addresses of the nodes that Ray counts."""
+        found = httpx.get(f"{self.dashboard}/nodes", params={"view": "summary"}, headers=RAY_ACCESS, timeout=30).json()["data"]["summary"]
+        return {node["raylet"]["nodeManagerAddress"] for node in found if node["raylet"]["state"] == "ALIVE"}
 
     def deploy(self, serve_config: str) -> None:
         """What KubeRay does with serveConfigV2; only the port of Ray Serve's proxy is another."""

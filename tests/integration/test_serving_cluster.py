@@ -16,7 +16,9 @@ import yaml
 
 from infra.artifact_store import open_store
 from infra.contracts import read_manifest
-from tests.integration.serving_cluster import ServingCluster, wait_until
+from infra.errors import ArtifactError
+from serving.cluster_config import ClusterConfig
+from tests.integration.serving_cluster import HEAD_IP, ServingCluster, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,27 @@ def cluster(store: str, toy_quantized: Path) -> Iterator[ServingCluster]:
 
 def ask(url: str, prompt: str, **changes: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json={**BODY, "prompt": prompt, **changes}, timeout=90)
+
+
+def test_replica_of_an_unsigned_model_or_of_another_engine_does_not_start(
+    store: str, toy_quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one machine checks before it serves, each node checks."""
+    from serving.cluster_app import settle
+
+    monkeypatch.setenv("SLIPWAY_STORE", store)
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path))
+    source = {"type": "store", "digest": read_manifest(toy_quantized).digest}
+    said: dict[str, Any] = {"host": "0.0.0.0", "cpus_per_replica": 1, "allow_unsigned": ["toy"]}
+
+    def config(**changes: Any) -> ClusterConfig:
+        return ClusterConfig.model_validate({"model_name": "toy", "model": source, "serve": {**said, **changes}})
+
+    assert settle(config(), "").model_dir.is_relative_to(tmp_path)
+    with pytest.raises(ArtifactError, match="allow_unsigned"):
+        settle(config(allow_unsigned=[]), "")
+    with pytest.raises(ArtifactError, match="'quantized' artifact"):
+        settle(config(engine="vllm"), "")
 
 
 def under_load(urls: list[str], disturb: Callable[[], Awaitable[None]]) -> tuple[list[int], list[str]]:
@@ -196,6 +219,22 @@ def test_node_lost_at_once_under_load_costs_no_whole_answer(cluster: ServingClus
     assert set(errors) <= {"replica_lost"}
     assert len(errors) <= NUM_CLIENTS // 2
     assert "[DONE]" in ends[-NUM_CLIENTS // 2 :]
+
+
+def test_model_that_sleeps_is_woken_by_a_request(cluster: ServingCluster, store: str, toy_quantized: Path) -> None:
+    """A gateway, which is no part of Ray, rings at Ray Serve's proxy."""
+    sleeps = {"min_replicas": 0, "max_replicas": 1, "zero_delay_s": 0.5, "down_delay_s": 0.5}
+    cluster.render(values(store, read_manifest(toy_quantized).digest, autoscale=sleeps))
+    cluster.deploy(cluster.service["serveConfigV2"])
+    cluster.gateways[0].process.kill()
+    cluster.gateways[0].process.wait()
+    cluster.gateways[0] = cluster.restart_gateway(0)
+    wait_until(
+        lambda: httpx.get(f"http://{HEAD_IP}:{cluster.serve_port}/wake").status_code == 403, 120, "a bell, which strangers do not ring"
+    )
+    wait_until(lambda: not cluster.gateways[1].replicas(), 120, "nobody asks, and no replica is left")
+    assert httpx.get(f"{cluster.gateways[0].url}/health").json() == {"status": "ok", "replicas": 0}
+    assert ask(cluster.gateways[0].url, "wake up").status_code == 200
 
 
 def test_head_lost_answers_go_on(cluster: ServingCluster) -> None:

@@ -36,15 +36,15 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
 
 def job(home: Path, base: Path, tokens: Path, train: TrainConfig, slot: str) -> FinetuneJob:
     """A job of a driver whose home has the two artifacts."""
-    for name, folder in (("base-1", base), ("render-1", tokens)):
-        place = home / "artifacts" / name
+    artifacts = {name: home / "artifacts" / f"{name}-{slot}" for name in ("base", "render")}  # of each test: nodes keep what they fetched
+    for place, folder in zip(artifacts.values(), (base, tokens), strict=True):
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             place.symlink_to(folder)
     staging = home / "staging" / slot
     return FinetuneJob(
-        output_dir=staging / "output", progress_file=staging / "progress.jsonl", base_dir=home / "artifacts/base-1",
-        tokens_dir=home / "artifacts/render-1", train=train,
+        output_dir=staging / "output", progress_file=staging / "progress.jsonl", base_dir=artifacts["base"],
+        tokens_dir=artifacts["render"], train=train,
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_github_run_that_promotes_keeps_report_and_comments_scores(
     done = shell(step("run", "run"), checkout, {**github, "SPEC": str(toy_spec), "SLIPWAY_HOME": str(home)})
     assert done.returncode == 0, done.stderr
     assert Path(github["GITHUB_OUTPUT"]).read_text() == "exit_code=0\n"
-    assert report["spec_fingerprint"] in (checkout / "pipeline-report" / "report.html").read_text()
+    assert "<title>toy version 1</title>" in (checkout / "pipeline-report" / "report.html").read_text()
     summary = Path(github["GITHUB_STEP_SUMMARY"]).read_text()
     score = report["scores"]["adapter"]["exact_match_json"]
     assert f"| {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f}) |" in summary
@@ -162,7 +162,7 @@ def test_gitlab_run_that_a_gate_refuses_ends_with_3_and_comments_the_gates(
     assert (path, token) == ("/projects/7/repository/commits/c0ffee/comments", "token")
     assert 'name="note"' in body
     assert "### strict: refused (exit 3)" in body
-    assert "at least 1.000 needed |" in body
+    assert "| 0.000, at least 1.000 needed: 1.000 too low" in body
     assert shell("\n".join(job["after_script"]), checkout, {**given, "SLIPWAY_COMMENT_TOKEN": ""}).returncode == 0
     assert len(calls) == 1, "without a token nothing is sent"
 

@@ -9,6 +9,8 @@ import pytest
 from infra.errors import ConfigError, SlipwayError, TransientError
 from pipelines.cluster import pod_states, rayjob_states, rayservice_states, workload_states
 from pipelines.cluster.states import Verdict
+from tests.charts.crds import admit, custom_kinds
+from tests.cluster.kuberay import NEEDS_KUBERAY, ray_definitions
 
 
 def rayjob(spec: dict[str, Any] | None = None, labels: dict[str, str] | None = None, **status: Any) -> dict[str, Any]:
@@ -23,24 +25,24 @@ def raised(verdict: Verdict) -> tuple[str, type[SlipwayError] | None]:
     return verdict.phase, type(verdict.error) if verdict.error else None
 
 
-@pytest.mark.parametrize(
-    ("status", "phase"),
-    [
-        ({}, "waiting"),
-        ({"jobDeploymentStatus": ""}, "waiting"),
-        ({"jobDeploymentStatus": "Initializing"}, "waiting"),
-        ({"jobDeploymentStatus": "Running", "jobStatus": "PENDING"}, "running"),
-        ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running"),
-        # Ray says that it ended before KubeRay has seen its submitter end: not over yet.
-        ({"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}, "running"),
-        ({"jobDeploymentStatus": "Running", "jobStatus": "FAILED"}, "running"),
-        ({"jobDeploymentStatus": "Suspending"}, "waiting"),
-        ({"jobDeploymentStatus": "Suspended"}, "waiting"),
-        ({"jobDeploymentStatus": "Retrying", "failed": 1, "reason": "AppFailed"}, "waiting"),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "succeeded": 1}, "done"),
-        ({"jobDeploymentStatus": "OfTheYearAfterNext"}, "waiting"),
-    ],
-)
+GOOD_STATES: list[tuple[dict[str, Any], str]] = [
+    ({}, "waiting"),
+    ({"jobDeploymentStatus": ""}, "waiting"),
+    ({"jobDeploymentStatus": "Initializing"}, "waiting"),
+    ({"jobDeploymentStatus": "Running", "jobStatus": "PENDING"}, "running"),
+    ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running"),
+    # Ray says that it ended before KubeRay has seen its submitter end: not over yet.
+    ({"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}, "running"),
+    ({"jobDeploymentStatus": "Running", "jobStatus": "FAILED"}, "running"),
+    ({"jobDeploymentStatus": "Suspending"}, "waiting"),
+    ({"jobDeploymentStatus": "Suspended"}, "waiting"),
+    ({"jobDeploymentStatus": "Retrying", "failed": 1, "reason": "AppFailed"}, "waiting"),
+    ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "succeeded": 1}, "done"),
+    ({"jobDeploymentStatus": "OfTheYearAfterNext"}, "waiting"),
+]
+
+
+@pytest.mark.parametrize(("status", "phase"), GOOD_STATES)
 def test_rayjob_state_that_is_no_failure_lets_the_driver_go_on(status: dict[str, Any], phase: str) -> None:
     assert raised(rayjob_states.verdict(rayjob(**status))) == (phase, None)
 
@@ -69,15 +71,15 @@ def test_failed_rayjob_is_told_by_its_reason(reason: str, message: str, error: t
     assert "RayJob train" in verdict.text
 
 
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, TransientError),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}, SlipwayError),  # KubeRay before 1.1
-        ({"jobDeploymentStatus": "ValidationFailed", "message": "name is too long"}, ConfigError),
-        ({"jobDeploymentStatus": "Waiting"}, ConfigError),
-    ],
-)
+BAD_ENDS: list[tuple[dict[str, Any], type[SlipwayError]]] = [
+    ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, TransientError),
+    ({"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}, SlipwayError),  # KubeRay before 1.1
+    ({"jobDeploymentStatus": "ValidationFailed", "message": "name is too long"}, ConfigError),
+    ({"jobDeploymentStatus": "Waiting"}, ConfigError),
+]
+
+
+@pytest.mark.parametrize(("status", "error"), BAD_ENDS)
 def test_rayjob_that_ended_otherwise_than_well_is_a_failure(status: dict[str, Any], error: type[SlipwayError]) -> None:
     assert raised(rayjob_states.verdict(rayjob(**status))) == ("failed", error)
 
@@ -143,33 +145,33 @@ def serves(name: str, status: str, deployment: str = "HEALTHY") -> dict[str, Any
     return {"rayClusterName": name, "applicationStatuses": {"slipway": {"status": status, "serveDeploymentStatuses": {"model": state}}}}
 
 
-@pytest.mark.parametrize(
-    ("service", "outcome"),
-    [
-        (rayservice(NOT_READY, NOT_UPGRADING), ("waiting", None)),
-        (rayservice(READY, NOT_UPGRADING, numServeEndpoints=2), ("done", None)),
-        (rayservice(READY, NOT_UPGRADING, generation=2), ("waiting", None)),  # what serves is what was before
-        (rayservice(READY, UPGRADING, activeServiceStatus=serves("a", "RUNNING")), ("running", None)),
-        (rayservice(told("Ready", "False", "InitializingTimeout")), ("failed", TransientError)),
-        (rayservice(told("Ready", "False", "ZeroServeEndpoints")), ("troubled", TransientError)),
-        (rayservice(told("Ready", "False", "ValidationFailed")), ("failed", ConfigError)),
-        (rayservice(READY, told("RollbackInProgress", "True", "x")), ("troubled", TransientError)),
-        (rayservice(told("Suspended", "True", "x")), ("waiting", None)),
-        (rayservice(READY, spec={"suspend": True}), ("waiting", None)),
-        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOY_FAILED")), ("failed", SlipwayError)),
-        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOYING", "UPDATING")), ("waiting", None)),
-        (rayservice(NOT_READY, pendingServiceStatus=serves("b", "NOT_STARTED", "UPDATING")), ("waiting", None)),
-        (rayservice(READY, activeServiceStatus=serves("a", "UNHEALTHY")), ("troubled", TransientError)),
-        (rayservice(READY, activeServiceStatus=serves("a", "RUNNING", "UNHEALTHY")), ("troubled", TransientError)),
-        (rayservice(serviceStatus="Running"), ("done", None)),
-        *(
-            (rayservice(serviceStatus=state), ("troubled", TransientError))
-            for state in ("FailedToGetOrCreateRayCluster", "FailedToUpdateService", "FailedToUpdateServingPodLabel")
-        ),
-        (rayservice(serviceStatus="WaitForServeDeploymentReady"), ("waiting", None)),
-        ({"kind": "RayService", "metadata": {"name": "toy"}}, ("waiting", None)),
-    ],
-)
+RAYSERVICE_STATES: list[tuple[dict[str, Any], tuple[str, type[SlipwayError] | None]]] = [
+    (rayservice(NOT_READY, NOT_UPGRADING), ("waiting", None)),
+    (rayservice(READY, NOT_UPGRADING, numServeEndpoints=2), ("done", None)),
+    (rayservice(READY, NOT_UPGRADING, generation=2), ("waiting", None)),  # what serves is what was before
+    (rayservice(READY, UPGRADING, activeServiceStatus=serves("a", "RUNNING")), ("running", None)),
+    (rayservice(told("Ready", "False", "InitializingTimeout")), ("failed", TransientError)),
+    (rayservice(told("Ready", "False", "ZeroServeEndpoints")), ("troubled", TransientError)),
+    (rayservice(told("Ready", "False", "ValidationFailed")), ("failed", ConfigError)),
+    (rayservice(READY, told("RollbackInProgress", "True", "x")), ("troubled", TransientError)),
+    (rayservice(told("Suspended", "True", "x")), ("waiting", None)),
+    (rayservice(READY, spec={"suspend": True}), ("waiting", None)),
+    (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOY_FAILED")), ("failed", SlipwayError)),
+    (rayservice(NOT_READY, pendingServiceStatus=serves("b", "DEPLOYING", "UPDATING")), ("waiting", None)),
+    (rayservice(NOT_READY, pendingServiceStatus=serves("b", "NOT_STARTED", "UPDATING")), ("waiting", None)),
+    (rayservice(READY, activeServiceStatus=serves("a", "UNHEALTHY")), ("troubled", TransientError)),
+    (rayservice(READY, activeServiceStatus=serves("a", "RUNNING", "UNHEALTHY")), ("troubled", TransientError)),
+    (rayservice(serviceStatus="Running"), ("done", None)),
+    *(
+        (rayservice(serviceStatus=state), ("troubled", TransientError))
+        for state in ("FailedToGetOrCreateRayCluster", "FailedToUpdateService", "FailedToUpdateServingPodLabel")
+    ),
+    (rayservice(serviceStatus="WaitForServeDeploymentReady"), ("waiting", None)),
+    ({"kind": "RayService", "metadata": {"name": "toy"}}, ("waiting", None)),
+]
+
+
+@pytest.mark.parametrize(("service", "outcome"), RAYSERVICE_STATES)
 def test_rayservice_state_is_told(service: dict[str, Any], outcome: tuple[str, type[SlipwayError] | None]) -> None:
     assert raised(workload_states.verdict(service)) == outcome
 
@@ -307,3 +309,29 @@ def deployment(replicas: int = 2, generation: int = 1, **status: Any) -> dict[st
 )
 def test_state_of_a_builtin_kind_is_told(found: dict[str, Any], outcome: tuple[str, type[SlipwayError] | None]) -> None:
     assert raised(workload_states.verdict(found)) == outcome
+
+
+@NEEDS_KUBERAY
+def test_states_of_these_tests_are_ones_that_the_cluster_would_store() -> None:
+    kinds = custom_kinds(ray_definitions())
+    jobs = [rayjob(**status) for status, _ in [*GOOD_STATES, *BAD_ENDS]] + [
+        rayjob(jobDeploymentStatus="Failed", reason="AppFailed", message="x", failed=3)
+    ]
+    services = [service for service, _ in RAYSERVICE_STATES]
+    assert len(jobs) > 10
+    assert len(services) > 10
+    for found in [*jobs, *services]:
+        document = {**found, "apiVersion": "ray.io/v1", "spec": {}, "status": timed(found.get("status") or {})}
+        admitted = admit(document, kinds["ray.io/v1", found["kind"]])
+        wrong = [line for line in [*admitted.unknown, *admitted.problems] if "status" in line]
+        assert wrong == [], found
+
+
+def timed(status: Any) -> Any:
+    """A status with the times that its conditions must have."""
+    if isinstance(status, list):
+        return [timed(each) for each in status]
+    if not isinstance(status, dict):
+        return status
+    moment = {"lastTransitionTime": "2026-01-01T00:00:00Z"} if {"type", "status", "reason"} <= set(status) else {}
+    return {**{key: timed(value) for key, value in status.items()}, **moment}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra import orders, remote
@@ -47,6 +48,7 @@ def main(job: TextJob) -> None:
     if job.does == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if job.does == "wait":
+        (job.output_dir.parent / "pid").write_text(str(os.getpid()))
         (job.output_dir.parent / "started").touch()
         time.sleep(60)
     job.output_dir.mkdir(parents=True, exist_ok=True)
@@ -173,6 +175,7 @@ def test_program_told_to_stop_elsewhere_leaves_no_result_and_nothing_running(sto
         wait_for(other / "staging/merge-2/started")
         process.send_signal(signal.SIGTERM)
         printed = process.communicate(timeout=30)[0]
+    assert not psutil.pid_exists(int((other / "staging/merge-2/pid").read_text()))
     assert process.returncode == 130
     assert "working in" in printed
     assert shipment.result() is None

@@ -15,6 +15,7 @@ from infra.provenance import Provenance
 from infra.settings import Settings
 from pipelines import pipeline, runner
 from pipelines.display import Display
+from pipelines.run_record import RunRecords
 from pipelines.spec import Spec
 from pipelines.step import Step, StepContext
 
@@ -91,3 +92,21 @@ def test_run_that_was_deleted_is_begun_anew(spec: Spec, settings: Settings) -> N
     cut = drive(spec, settings, Cut())
     cut["client"].delete_run(cut["run"])
     assert drive(spec, settings)["run"] != cut["run"]
+
+
+@pytest.mark.parametrize("noting", ["begin", "begin_step"])
+def test_driver_killed_between_making_a_run_and_noting_it_finds_it_again(
+    spec: Spec, settings: Settings, noting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRecords, noting, cut)
+        drive(spec, settings)
+    seen = drive(spec, settings.model_copy(update={"home": settings.home.with_name("other")}))
+    experiment_id = seen["client"].get_run(seen["run"]).info.experiment_id
+    parents = seen["client"].search_runs([experiment_id], f"tags.`slipway.spec_fingerprint` = '{spec.fingerprint}'")
+    assert [each.info.run_id for each in parents] == [seen["run"]]
+    steps = seen["client"].search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{seen['run']}'")
+    assert [each.info.run_id for each in steps] == [seen["step"]]

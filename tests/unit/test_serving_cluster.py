@@ -17,13 +17,16 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from infra import registry, tracking, uploads
 from infra.config import parse
+from infra.contracts import verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.network import free_port
-from infra.settings import child_environment, load_cluster_addresses
+from infra.provenance import Provenance
+from infra.settings import child_environment, load_cluster_addresses, load_settings
 from serving.announcement import TOKEN_HEADER, Announcement, FrontAddress, Place
 from serving.bell import HttpBell
-from serving.cluster_config import ClusterArguments, ClusterConfig, PathSource
+from serving.cluster_config import ClusterArguments, ClusterConfig, PathSource, RegistrySource, StoreSource
 from serving.config import ServeConfig
 from serving.fleet import Fleet
 from serving.front.server import FrontServer
@@ -277,3 +280,32 @@ def test_path_source_with_another_digest_than_lies_there_is_refused(toy_base: Pa
 def test_source_without_a_digest_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.store\.digest"):
         config(model={"type": "store"})
+
+
+def test_version_of_the_registry_is_fetched_once_and_only_with_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "node"))
+    settings = load_settings()
+    mlflow = tracking.client(settings.tracking_uri)
+    run_id = tracking.start_run(mlflow, tracking.ensure_experiment(mlflow, "tests", tmp_path / "artifacts"), "run")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "weights").write_bytes(b"1234")
+    digest = write_manifest(made, "quantized", Provenance()).digest
+    registry.register(mlflow, "here", made, digest, run_id)
+    with pytest.raises(ArtifactError, match="where no pod reaches them"):
+        fetch(RegistrySource(name="here", version="1", digest=digest), settings)
+    registry.register(mlflow, "shared", made, digest, run_id, lambda: uploads.upload(mlflow, run_id, made, tmp_path / "scratch"))
+    with pytest.raises(ArtifactError, match=f"its digest is {digest}, and {DIGEST} is to be served"):
+        fetch(RegistrySource(name="shared", version="1", digest=DIGEST), settings)
+    folder = fetch(RegistrySource(name="shared", version="1", digest=digest), settings)
+    assert folder.is_relative_to(settings.home)
+    assert verify(folder).digest == digest
+    assert fetch(RegistrySource(name="gone", version="7", digest=digest), settings) == folder, "what the node has needs no registry"
+
+
+def test_store_that_nobody_named_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path))
+    monkeypatch.delenv("SLIPWAY_STORE", raising=False)
+    with pytest.raises(ConfigError, match="SLIPWAY_STORE is not set"):
+        fetch(StoreSource(digest=DIGEST), load_settings())

@@ -73,6 +73,22 @@ def test_key_that_others_may_read_is_refused(settings: Settings) -> None:
         signing_key(settings.signing_key_file, may_make=True)
 
 
+def test_key_that_another_user_lends_to_our_group_is_taken_but_not_one_that_all_may_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes mounts a Secret: root's file, readable by the pod's group. One of our own we can close, and must."""
+    path = settings.signing_key_file
+    signing_key(path, may_make=True)
+    path.chmod(0o440)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        signing_key(path, may_make=False)
+    monkeypatch.setattr("os.getuid", lambda: path.stat().st_uid + 1)
+    assert signing_key(path, may_make=False)
+    path.chmod(0o444)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        signing_key(path, may_make=False)
+
+
 @pytest.mark.parametrize("content", ["not a key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
 def test_key_file_with_something_else_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "key.pem"

@@ -45,8 +45,8 @@ spec:
   {{- include "slipway.pod" (dict "root" .root "pod" .pod) | nindent 2 }}
   serviceAccountName: {{ include "training.jobAccount" .root | quote }}
   automountServiceAccountToken: false
-  # Ray Train writes a checkpoint when its node is drained.
-  terminationGracePeriodSeconds: 120
+  # For a program's last words to the store.
+  terminationGracePeriodSeconds: 60
   containers:
     - name: {{ .component | quote }}
       image: {{ include "slipway.image" (dict "root" .root "image" .image) | quote }}
@@ -147,6 +147,10 @@ spec:
         {{- include "slipway.addresses" . | nindent 8 }}
         - name: SLIPWAY_KUBERNETES_VALUES
           value: /etc/slipway/kubernetes.yaml
+        {{- if .Values.signing.existingSecret }}
+        - name: SLIPWAY_SIGNING_KEY
+          value: /etc/slipway-signing/signing.pem
+        {{- end }}
         {{- with include "slipway.env" . }}{{ . | trim | nindent 8 }}{{- end }}
       {{- with include "slipway.addressSecrets" . }}
       envFrom:
@@ -160,6 +164,11 @@ spec:
         - name: config
           mountPath: /etc/slipway
           readOnly: true
+        {{- if .Values.signing.existingSecret }}
+        - name: signing
+          mountPath: /etc/slipway-signing
+          readOnly: true
+        {{- end }}
         - name: home
           mountPath: /var/lib/slipway
         - name: tmp
@@ -169,6 +178,12 @@ spec:
     - name: config
       configMap:
         name: {{ include "slipway.fullname" . }}-pipeline
+    {{- with .Values.signing.existingSecret }}
+    - name: signing
+      secret:
+        secretName: {{ . | quote }}
+        defaultMode: 0440
+    {{- end }}
     - name: home
       {{- if .Values.home.enabled }}
       persistentVolumeClaim:
