@@ -51,6 +51,11 @@ class Admission:
     """One line each with its path; empty means that the object is valid."""
 
 
+def must_be_here() -> bool:
+    """Whether it is an error that the definitions are absent: on the CI services that fetch them (`.github/workflows/ci.yml`)."""
+    return bool(os.environ.get("GITHUB_ACTIONS") or os.environ.get("GITLAB_CI"))
+
+
 def crds_folder() -> Path | None:
     """The folder of KubeRay's definitions, or None where there is none here."""
     named = os.environ.get(CRDS_VARIABLE)

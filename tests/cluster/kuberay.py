@@ -28,7 +28,7 @@ from infra.errors import SlipwayError
 from infra.settings import child_environment
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.refs import Ref
-from tests.charts.crds import CRDS_VARIABLE, crds_folder, read_crds
+from tests.charts.crds import CRDS_VARIABLE, crds_folder, must_be_here, read_crds
 from tests.cluster.server import Server
 
 FINALIZER = "ray.io/rayjob-finalizer"
@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 NEEDS_KUBERAY = pytest.mark.skipif(
-    crds_folder() is None and not os.environ.get("CI"), reason=f"no KubeRay definitions: set {CRDS_VARIABLE} to a folder of them"
+    crds_folder() is None and not must_be_here(), reason=f"no KubeRay definitions: set {CRDS_VARIABLE} to a folder of them"
 )
 
 

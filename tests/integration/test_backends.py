@@ -301,7 +301,10 @@ def test_whole_run_on_a_server_with_accounts_is_served_from_another_machine(
     assert not [text for text in texts if backends.PASSWORD.encode() in text]
 
     (tmp_path / "ask.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "lamp 1 red"}], "max_tokens": 4}) + "\n")
-    done = slipway(there, server.url, "batch", "toy-shared@champion", str(tmp_path / "ask.jsonl"), str(tmp_path / "answers"), "--json")
+    ask = ["batch", "toy-shared@champion", str(tmp_path / "ask.jsonl"), str(tmp_path / "answers"), "--json"]
+    done = slipway(there, server.url, *ask)
+    assert (done.returncode, "no key is trusted here" in done.stderr) == (2, True), done.stderr
+    done = slipway(there, server.url, *ask, "--set", f"serve.trusted_keys_file={here / 'keys' / 'signing.pub'}")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 1
     (fetched,) = (there / "artifacts").iterdir()
