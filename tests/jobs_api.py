@@ -100,7 +100,7 @@ class JobsApi:
 def jobs_api(folder: Path) -> Iterator[JobsApi]:
     """Serves while the block runs; no job outlives it."""
     folder.mkdir(parents=True, exist_ok=True)
-    api = JobsApi(folder, folder / "node/home")
+    api, one_at_a_time = JobsApi(folder, folder / "node/home"), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def _do(self) -> None:
@@ -108,7 +108,8 @@ def jobs_api(folder: Path) -> Iterator[JobsApi]:
             if api.token and self.headers.get("Authorization") != f"Bearer {api.token}":
                 status, answer = 401, "Unauthorized"
             else:
-                status, answer = api.answer(self.command, self.path, json.loads(content) if content else None)
+                with one_at_a_time:  # as Ray takes a name once
+                    status, answer = api.answer(self.command, self.path, json.loads(content) if content else None)
             text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
