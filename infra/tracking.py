@@ -24,6 +24,7 @@ from filelock import FileLock
 from infra.errors import ConfigError, TransientError
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -155,22 +156,35 @@ def run(
     mlflow.set_terminated(run_id)
 
 
+def end_left(mlflow: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Ends a run as FINISHED, with these tags, that a driver which was killed has left running; one that has ended stays as it is."""
+    found = _live(mlflow, run_id)
+    if found is None or found.info.status != "RUNNING":
+        return
+    for name, value in tags.items():
+        mlflow.set_tag(run_id, name, value)
+    mlflow.set_terminated(run_id)
+
+
 def _taken_up(mlflow: MlflowClient, run_id: str | None) -> str | None:
     """The run, running again; None where the store has it no more, or only as a deleted one."""
+    if run_id is None or _live(mlflow, run_id) is None:
+        return None
+    mlflow.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def _live(mlflow: MlflowClient, run_id: str) -> Run | None:
+    """The run; None where the store has it no more, or only as a deleted one."""
     from mlflow.exceptions import MlflowException
 
-    if run_id is None:
-        return None
     try:
         found = mlflow.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    if found.info.lifecycle_stage != "active":
-        return None
-    mlflow.update_run(run_id, status="RUNNING")
-    return run_id
+    return found if found.info.lifecycle_stage == "active" else None
 
 
 @contextlib.contextmanager

@@ -138,6 +138,8 @@ def run(
         else:
             outcome.skipped.append(step.name)
             display.skipped(step.name, slot.final_dir.name)
+            if tracked is not None and (begun := tracked.records.read()) and (left := begun.steps.get(step.name)):
+                tracking.end_left(tracked.client, left, _made_tags(artifact))  # its driver was killed after the last word of the step
         if shelf is not None:
             shelf.push(artifact.path)
             shelf.place.remove(f"staging/{slot.final_dir.name}")
@@ -192,9 +194,13 @@ def _make(
             tracked.records.begin_step(step.name, run_id)
             work(TrackingTarget(uri=tracked.uri, run_id=run_id, unsent_file=run_dir / "unsent" / f"{step.name}.jsonl"))
             artifact = slot.publish()
-            tracked.client.set_tag(run_id, "slipway.artifact", str(artifact.path))
-            tracked.client.set_tag(run_id, "slipway.digest", artifact.manifest.digest)
+            for name, value in _made_tags(artifact).items():
+                tracked.client.set_tag(run_id, name, value)
             return artifact
+
+
+def _made_tags(artifact: Artifact) -> dict[str, str]:
+    return {"slipway.artifact": str(artifact.path), "slipway.digest": artifact.manifest.digest}
 
 
 def _unnoted(tracked: Tracked, name: str) -> str | None:

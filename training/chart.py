@@ -92,8 +92,9 @@ class RayJob(KubeModel):
     """Longest time of the whole job."""
     pre_running_deadline_seconds: int | None = Field(None, ge=1)
     """Longest time until the program runs; absent means that it may wait for nodes as long as the job may take."""
-    ttl_seconds_after_finished: int = Field(600, ge=0)
-    """How long a finished job's objects stay, for a look at them. The cluster, with its GPUs, ends at once."""
+    ttl_seconds_after_finished: int = Field(30, ge=0)
+    """How long a finished job's Ray cluster stays, GPUs included, where no driver is left to delete it; the RayJob itself stays in any
+    case."""
     suspend: bool = False
     """Made but not begun; Kueue sets it itself."""
     queue_name: QueueName = ""

@@ -127,7 +127,10 @@ def begin(cluster: Cluster, deployment: str, chart: str, reason: str, manifests:
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     revision = Revision(deployment, number, "pending", chart, reason, made, tuple(manifests), Holder())
     if cluster.create(to_config_map(revision)) is None:
-        _refuse_while_held(from_config_map(cluster.get(_ref(revision)) or to_config_map(revision)))
+        there = from_config_map(cluster.get(_ref(revision)) or to_config_map(revision))
+        _refuse_while_held(there)
+        if there.holder == revision.holder:  # our own, whose answer was lost on the way
+            return revision
         raise TransientError(f"{deployment}: revision {number} was made by someone else just now. Look at it, then run it again.")
     return revision
 

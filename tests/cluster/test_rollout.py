@@ -213,6 +213,19 @@ def test_killed_deploy_of_other_manifests_is_marked_and_a_new_revision_made(clus
     assert states(cluster) == [(1, "failed"), (2, "deployed")]
 
 
+def test_revision_whose_answer_was_lost_is_known_as_our_own(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = cluster.create
+
+    def create_and_lose_the_answer(manifest: dict[str, Any]) -> dict[str, Any] | None:
+        create(manifest)
+        return create(manifest)
+
+    monkeypatch.setattr(cluster, "create", create_and_lose_the_answer)
+    wanted = inventory.labelled([config_map("one")], "toy")
+    assert revisions.begin(cluster, "toy", "serving", "once", wanted).number == 1
+    assert states(cluster) == [(1, "pending")]
+
+
 def test_damaged_revision_is_told_and_too_large_one_refused(cluster: Cluster) -> None:
     broken = config_map("toy-rev-1")
     broken["metadata"]["labels"] = {revisions.OF_LABEL: "toy", revisions.STATE_LABEL: "deployed"}

@@ -94,6 +94,19 @@ def test_run_that_was_deleted_is_begun_anew(spec: Spec, settings: Settings) -> N
     assert drive(spec, settings)["run"] != cut["run"]
 
 
+def test_step_that_was_made_when_its_driver_was_killed_has_its_run_ended(
+    spec: Spec, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_made_tags", lambda artifact: (_ for _ in ()).throw(Cut()))
+        cut = drive(spec, settings)
+    cut["client"].update_run(cut["step"], status="RUNNING")  # SIGKILL would have left it so
+    again = drive(spec, settings)
+    assert (again["run"], "step" in again) == (cut["run"], False)
+    run = again["client"].get_run(cut["step"])
+    assert (run.info.status, set(run.data.tags) >= {"slipway.artifact", "slipway.digest"}) == ("FINISHED", True)
+
+
 @pytest.mark.parametrize("noting", ["begin", "begin_step"])
 def test_driver_killed_between_making_a_run_and_noting_it_finds_it_again(
     spec: Spec, settings: Settings, noting: str, monkeypatch: pytest.MonkeyPatch
