@@ -49,11 +49,7 @@ def run(
         _record(result, outcome, tracked)
         registration.describe(spec, outcome, version, result, tracked, run_dir)
         _record_report(result, tracked, run_dir, report_dir)
-        display.note("")
-        display.console.print(score_table(result["scores"]))
-        display.note("")
-        _show_candidates(result["candidates"], display)
-        display.console.print(gate_table(result["gates"]))
+        _show_figures(result, display)
         version = _promote(version, tracked, run_dir)
         result["model"]["aliases"] = sorted(version.aliases)
         _record_report(result, tracked, run_dir, report_dir)
@@ -68,6 +64,14 @@ def run(
         else:
             _say_where(settings, run_dir, display)
     return result
+
+
+def _show_figures(result: dict[str, Any], display: Display) -> None:
+    display.note("")
+    display.console.print(score_table(result["scores"]))
+    display.note("")
+    _show_candidates(result["candidates"], display)
+    display.console.print(gate_table(result["gates"]))
 
 
 def make_run_dir(spec: Spec, settings: Settings) -> Path:

@@ -192,11 +192,8 @@ def _as_sources(value: Any) -> Any:
 
 
 _OneSource = str | DataSource  # what may be written, for the JSON schema
-DataSources = Annotated[
-    tuple[DataSource, ...],
-    Field(min_length=1),
-    BeforeValidator(_as_sources, json_schema_input_type=_OneSource | Annotated[list[_OneSource], Field(min_length=1)]),
-]
+_as_written = BeforeValidator(_as_sources, json_schema_input_type=_OneSource | Annotated[list[_OneSource], Field(min_length=1)])
+DataSources = Annotated[tuple[DataSource, ...], Field(min_length=1), _as_written]
 
 
 class DataConfig(Config):
