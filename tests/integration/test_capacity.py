@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from serving.capacity.curves import Curve
@@ -17,6 +18,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pipelines.cli", *options], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_bench_curve_of_a_running_server_is_a_curve_that_plans_are_made_of(toy_server: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     options = ["--url", toy_server.url, "--output", str(file), "--streams", "1", "4", "--tokens", "8", "--rounds", "1"]

@@ -208,6 +208,7 @@ def test_server_tells_of_adapters_in_figures_and_request_log(server: Any, client
     assert [line["model"] for line in lines if line.get("path") == "/v1/completions"][-2:] == ["blue", "blue"]
 
 
+@pytest.mark.slow
 def test_server_two_replicas_hold_an_adapter_each_and_get_the_requests_for_it(
     start_toy_server: Callable[..., Any], adapters_of: Callable[..., Any], toy_base: Path
 ) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def run(module: str, *options: str) -> Any:
     done = subprocess.run([sys.executable, "-m", module, *options], capture_output=True, text=True, check=False)
@@ -15,6 +17,7 @@ def run(module: str, *options: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_bench_serve_compares_the_engine_and_its_server(toy_quantized: Path) -> None:
     options = ["--json", "--model", str(toy_quantized), "--streams", "1", "4", "--rounds", "1", "--new-tokens", "16"]
     figures = run("serving.bench", *options)

@@ -72,6 +72,7 @@ def killed_workers() -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_several_processes_and_one_that_is_killed_write_what_one_writes(
     toy_base: Path, tmp_path: Path, killed_workers: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:

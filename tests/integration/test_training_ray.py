@@ -110,6 +110,7 @@ def test_loss_that_is_not_finite_ends_the_program_without_a_retry(toy_model: Pat
     assert reports(spoilt) == []
 
 
+@pytest.mark.slow
 def test_program_asked_to_stop_writes_a_checkpoint_first_and_goes_on_from_it(toy_base: Path, toy_tokens: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1000.0, "max_steps": STEPS, "checkpoint_steps": 1000, "eval_steps": STEPS})
     ours = job(tmp_path / "stopped", toy_base, toy_tokens, settings)

@@ -117,6 +117,7 @@ def test_preload_lets_processes_go_first_that_are_loading(tmp_path: Path) -> Non
     assert not late.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preload.HIDDEN)
 def test_trainer_loads_without_packages_that_it_does_not_use_and_leaves_them_importable(name: str) -> None:
     code = f"from training.preload import load_trainer; import sys; load_trainer(); print('{name}' in sys.modules); import {name}"

@@ -105,6 +105,7 @@ def test_layout_gives_the_losses_and_values_of_one_process(outcomes: dict[str, d
     assert expected["loss"][-1] < 0.8 * expected["loss"][0]
 
 
+@pytest.mark.slow
 def test_checkpoint_of_each_layout_is_resumed_by_the_others(
     outcomes: dict[str, dict[str, Any]], wide_base: Path, toy_tokens: Path, checkpoints: Path, tmp_path: Path
 ) -> None:
