@@ -52,7 +52,7 @@ def busy_port() -> Iterator[int]:
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """URL of a bucket of an S3 server of this process, whose address and keys are in the environment."""
-    import boto3
+    boto3 = pytest.importorskip("boto3", reason="boto3 and moto, the S3 of the tests, are in the laptop's lock alone")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=network.free_port(), verbose=False)
