@@ -29,6 +29,7 @@ from pipelines.step import Artifact, Step, StepContext
 from pipelines.steps.choose import CANDIDATES_NAME
 
 PROGRAMS = {
+    "pipelines.proof.asking": "ask",
     "training.data.rows": "prepare_rows",
     "training.base": "prepare_base",
     "training.data.render": "render",
