@@ -87,6 +87,7 @@ class Shipment:
 
         Raises the program's own known error, SlipwayError with the end of its log where it left none, TransientError where it was killed.
         """
+        self.follow()  # its last words may have come after the last look
         result = self.result() or self._found_whole()
         if result is None:
             raise TransientError(f"{self.module} ended without a result ({self.name}): its machine was lost. Run the same command again.")
