@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.artifact_store import ArtifactStore
 from infra.errors import SlipwayError
+from infra.repeated import repeated
 
 SYNC_S = 2.0
 TAIL_BYTES = 1 << 14  # of the progress: only its newest lines are looked at, and a long run has very many
@@ -22,7 +22,6 @@ def mirrored(store: ArtifactStore, progress: tuple[Path | None, str], stop: tupl
 
     Where `stop[1]` appears in the store, the file `stop[0]` is made here. A store that is away is tried again, and never ends the block.
     """
-    ended = threading.Event()
     seen = [-1]
 
     def sync() -> None:
@@ -36,18 +35,8 @@ def mirrored(store: ArtifactStore, progress: tuple[Path | None, str], stop: tupl
         except (SlipwayError, OSError) as error:
             log.warning("progress is not told for now: %s", error)
 
-    def sync_on() -> None:
-        while not ended.wait(SYNC_S):
-            sync()
-
-    thread = threading.Thread(target=sync_on, name="store-mirror", daemon=True)
-    thread.start()
-    try:
+    with repeated(sync, SYNC_S, "store-mirror"):
         yield
-    finally:
-        ended.set()
-        thread.join()
-        sync()
 
 
 def tail(path: Path, num_bytes: int = TAIL_BYTES) -> bytes:

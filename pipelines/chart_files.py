@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from infra.chart_schema import schema_text, values_table, values_text
+from infra.marked_text import placed
 from infra.tracking_chart import Values as TrackingValues
 from pipelines.charts import CHARTS_DIR
 from pipelines.training_chart import Values as TrainingValues
@@ -40,17 +41,8 @@ def wanted_files(charts_dir: Path = CHARTS_DIR) -> dict[Path, str]:
         files[folder / "templates" / "_slipway.tpl"] = shared
         readme = folder / "README.md"
         if readme.is_file():
-            files[readme] = with_table(readme.read_text(encoding="utf-8"), values_table(model))
+            files[readme] = placed(readme.read_text(encoding="utf-8"), TABLE_BEGINS, TABLE_ENDS, values_table(model), "the table of values")
     return files
-
-
-def with_table(readme: str, table: str) -> str:
-    """A README with its table of values in place. Raises ValueError where it has no place for one."""
-    before, begins, rest = readme.partition(TABLE_BEGINS)
-    _, ends, after = rest.partition(TABLE_ENDS)
-    if not (begins and ends):
-        raise ValueError(f"no place for the table of values: write {TABLE_BEGINS!r} and {TABLE_ENDS!r} into the README.")
-    return f"{before}{begins}\n{table}\n{ends}{after}"
 
 
 def stale_files(charts_dir: Path = CHARTS_DIR) -> dict[Path, str]:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,6 @@ def read_values(path: Path | None) -> dict[str, Any]:
 
 def print_left_running(ref: Ref, namespace: str) -> None:
     """Says what an interrupt leaves, and how to end it."""
-    import sys
-
     stop = f"kubectl --namespace {namespace} delete rayjob {ref.name}"
     print(f"slipway: {ref} goes on; the same command follows it, and this ends it: {stop}", file=sys.stderr)
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import asdict
 from infra.errors import ConfigError, SlipwayError, TransientError
 from infra.local_ray import local_ray
 from infra.process import Progress
+from infra.repeated import repeated
 from serving.batch.answers import Tally
 from serving.batch.folder import BatchFolder, Manifest, Result, Settings
 from serving.batch.journal import JournalReader
@@ -172,20 +172,8 @@ class Watch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Looks while the block runs, and once more at its end."""
-        is_over = threading.Event()
-
-        def look_until_over() -> None:
-            while not is_over.wait(LOOK_INTERVAL_S):
-                self._look()
-
-        thread = threading.Thread(target=look_until_over, name="watch", daemon=True)
-        thread.start()
-        try:
+        with repeated(self._look, LOOK_INTERVAL_S, "watch"):
             yield
-        finally:
-            is_over.set()
-            thread.join()
-            self._look()
 
     def _look(self) -> None:
         self._notes.look()

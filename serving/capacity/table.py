@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from infra.errors import ConfigError
 from infra.files import write_text_atomic
+from infra.marked_text import placed
 from serving.capacity.curves import read_measured
 from serving.capacity.demand import Demand
 from serving.capacity.sizing import Plan, plan
@@ -51,11 +51,7 @@ def _row(tokens_per_s: int, each: Plan) -> str:
 
 def with_table(text: str, rows: str) -> str:
     """A README with the table in its place. Raises ConfigError where it has none."""
-    before, begins, rest = text.partition(BEGINS)
-    _, ends, after = rest.partition(ENDS)
-    if not (begins and ends):
-        raise ConfigError(f"no place for the table of capacities: write {BEGINS.strip()} and {ENDS} into the file.")
-    return f"{before}{begins}\n{rows}\n{ends}{after}"
+    return placed(text, BEGINS, ENDS, rows, "the table of capacities")
 
 
 def main(files: list[str]) -> None:

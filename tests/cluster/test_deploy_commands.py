@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ from pipelines.cluster.inventory import LABEL
 from pipelines.cluster.refs import Ref
 from pipelines.deploy import commands, log_view
 from tests.cluster.kuberay import NEEDS_KUBERAY, ray_definitions
-from tests.cluster.server import Server, serve
+from tests.cluster.server import Server
 
 pytestmark = NEEDS_KUBERAY
 Deploy = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serve() as running:
-        running.install(ray_definitions())
-        yield running
+def server(server: Server) -> Server:
+    server.install(ray_definitions())
+    return server
 
 
 @pytest.fixture

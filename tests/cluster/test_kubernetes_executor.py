@@ -22,7 +22,7 @@ from pipelines.cluster.refs import Ref
 from pipelines.executors import kubernetes, rayjob_following
 from pipelines.executors.kubernetes import KubernetesExecutor, job_name
 from tests.cluster.kuberay import NEEDS_KUBERAY, KubeRay, ray_definitions
-from tests.cluster.server import Server, serve
+from tests.cluster.server import Server
 from tests.cluster.toy_step import ToyJob
 from tests.conftest import wait_for
 
@@ -33,10 +33,9 @@ pytestmark = NEEDS_KUBERAY
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serve() as running:
-        running.install(ray_definitions())
-        yield running
+def server(server: Server) -> Server:
+    server.install(ray_definitions())
+    return server
 
 
 @pytest.fixture
