@@ -19,6 +19,7 @@ import yaml
 
 from infra.errors import ConfigError
 from pipelines.charts import CHARTS_DIR, helm, profile_file, render
+from tests.charts.alert_tests import alert_problems
 from tests.charts.cases import CASES, NAMESPACE, RELEASE, Case, Rendering, over, profiles_of, renderings
 from tests.charts.crds import CRDS_VARIABLE, must_be_here
 from tests.charts.expressions import expression_problems, promtool_problems
@@ -119,6 +120,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         outcomes = list(pool.map(examine, renderings(cases)))
     documents = [document for outcome in outcomes for document in outcome.documents]
     problems = [line for lines in linted for line in lines] + promtool_problems(documents, print)
+    problems += alert_problems(print)
     problems += scan_problems([document for outcome in outcomes if has_ids(outcome) for document in outcome.documents], print)
     invalid = sum(len({line.partition(":")[0] for line in outcome.problems}) for outcome in outcomes) + len(problems)
     told_of(outcomes, problems)
