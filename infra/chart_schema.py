@@ -42,7 +42,10 @@ def schema_text(model: type[BaseModel]) -> str:
 
 
 def values_text(model: type[BaseModel], intro: str) -> str:
-    """`values.yaml`: every value with its default and its text; those that are absent by default are comments."""
+    """`values.yaml`: every value with its default and its text; those that are absent by default are comments.
+
+    A field marked `json_schema_extra={"chart": "absent"}` is one too: set and not set mean different things there, whatever its default.
+    """
     return "\n".join([*(f"# {line}" for line in intro.splitlines()), *_yaml_lines(model(), 0)]) + "\n"
 
 
@@ -67,7 +70,7 @@ def values_of(model: type[BaseModel], prefix: str = "", instance: BaseModel | No
                 yield from values_of(type(part), f"{path}.{key}.", part)
             continue
         if not isinstance(content, BaseModel):
-            yield Value(path, _kind(field.annotation), _shown(content), text)
+            yield Value(path, _kind(field.annotation), ABSENT if _is_left_out(field) else _shown(content), text)
         seen: set[str] = set()
         for inner in _models_in(field.annotation):
             known = content if isinstance(content, inner) else None
@@ -120,10 +123,15 @@ def _yaml_lines(value: BaseModel, depth: int) -> Iterator[str]:
             for part_key, part in content.items():
                 yield f"{margin}  {part_key}:"
                 yield from _yaml_lines(part, depth + 2)
-        elif content is None:
+        elif content is None or _is_left_out(field):
             yield f"{margin}# {key}:"
         else:
             yield f"{margin}{key}: {_inline(value.model_dump(mode='json', include={name}, by_alias=True, exclude_none=True)[key])}"
+
+
+def _is_left_out(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("chart") == ABSENT
 
 
 def _docstring(value: Any) -> str:

@@ -101,6 +101,11 @@ class Manifest(Config):
     provenance: Provenance
 
     @property
+    def weight_format(self) -> str | None:
+        """Name of the weight format; None for 16-bit weights, and for what is no model."""
+        return self.model.quantization if self.model else None
+
+    @property
     def digest(self) -> str:
         """Content digest, `sha256` in hex: the same files of the same kind always give the same one."""
         # A field that came later enters only where it is set, so that artifacts made before keep their digests.

@@ -12,6 +12,10 @@ Every message reads: what was found, what was needed, what to do next. Only `Tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 EXIT_DONE = 0
 EXIT_INTERRUPTED = 130
 
@@ -57,6 +61,15 @@ class TransientError(SlipwayError):
     """The same command may succeed later."""
 
     exit_code = 75
+
+
+def attempted(action: Callable[[], T], problems: list[str]) -> T | None:
+    """What the action gives; None where it raised ConfigError, whose message is then one more of the problems."""
+    try:
+        return action()
+    except ConfigError as error:
+        problems.append(error.message)
+        return None
 
 
 BY_NAME: dict[str, type[SlipwayError]] = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from infra.contracts import MANIFEST_NAME, has_all_files, read_manifest, verify
+from infra.contracts import MANIFEST_NAME, Manifest, has_all_files, read_manifest, verify
 from infra.errors import ArtifactError
 from infra.files import CHUNK_BYTES, read_json, write_json_atomic
 from infra.patience import patiently
@@ -118,6 +118,14 @@ def download(mlflow: MlflowClient, run_id: str, digest: str, artifacts_dir: Path
                 shutil.rmtree(final_dir)
             os.replace(folder, final_dir)
     return final_dir
+
+
+def manifest_in(mlflow: MlflowClient, run_id: str, patience_s: float = PATIENCE_S) -> Manifest:
+    """The manifest of the artifact in a run, whose files stay there. Raises ArtifactError on one of another schema."""
+    place = f"{PLACE}/{MANIFEST_NAME}"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = patiently(lambda: mlflow.download_artifacts(run_id, place, scratch), f"run {run_id}: {place}", patience_s)
+        return read_manifest(Path(path).parent)
 
 
 def find_here(digest: str, artifacts_dir: Path) -> Path | None:

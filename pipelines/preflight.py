@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from infra import api_keys, models
-from infra.errors import ConfigError
+from infra.errors import ConfigError, attempted
 from infra.files import require_free_space
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.settings import Settings
@@ -46,7 +46,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     """Raises one ConfigError with everything that would stop the run later: missing packages, a model that could not be served, a disk
     without room, a port in use.
     """
-    problems = []
+    problems: list[str] = []
     checks = [partial(serveable.check_source, spec), partial(_check_executor, settings), partial(_check_disk, spec, planned, settings)]
     if settings.executor == "local":
         checks.append(partial(_check_modules, planned))
@@ -59,10 +59,7 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
             partial(_check_key, spec, settings),
         ]
     for inspect in checks:
-        try:
-            inspect()
-        except ConfigError as error:
-            problems.append(error.message)
+        attempted(inspect, problems)
     if problems:
         raise ConfigError("\n".join(problems))
 

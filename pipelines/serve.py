@@ -81,8 +81,7 @@ def serving_in(folder: Path, model_dir: Path, model_name: str, config: ServeConf
 
 def with_engine(config: ServeConfig, model_dir: Path) -> ServeConfig:
     """`config` with the engine that reads the folder's weights, where it names none. Raises ArtifactError where there is no model."""
-    facts = read_manifest(model_dir).model
-    return with_engine_of(config, facts.quantization if facts else None)
+    return with_engine_of(config, read_manifest(model_dir).weight_format)
 
 
 def chat(url: str, body: dict[str, Any], api_key: SecretStr | None) -> dict[str, Any]:

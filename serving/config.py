@@ -100,9 +100,9 @@ class PoolConfig(Config):
 class ServeConfig(Config):
     """One model behind the OpenAI API."""
 
-    engine: EngineName = "openvino"
+    engine: EngineName = Field("openvino", json_schema_extra={"chart": "absent"})
     """What computes: `openvino` reads what was quantized for it (CPU); `vllm` and the reference, `torch`, read the merged model (CPU or
-    GPU), and `torch` what bitsandbytes quantized. A spec or command without it gets the engine that reads the model's weight format."""
+    GPU), and `torch` what bitsandbytes quantized. A spec, command or chart without it gets the engine that reads the model's weights."""
     engine_python: Path | None = Field(None, json_schema_extra={"travels": "stays"})
     """The Python that runs the engine's process, and has its library and this package; absent means the server's own, or where that lacks
     the library `.venv-ENGINE/bin/python` beside its venv."""

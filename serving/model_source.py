@@ -61,9 +61,7 @@ def _of_version(source: RegistrySource, settings: Settings) -> Path:
 def job_on_this_node(config: ClusterConfig, pool_name: str, settings: Settings) -> ServeJob:
     """What one machine would be told: every source a folder of this node. Raises what `fetch` does."""
     model_dir = fetch(config.pool_models.get(pool_name, config.model), settings)
-    serve = config.per_pool[pool_name]
-    facts = read_manifest(model_dir).model
-    serve = with_engine_of(serve, facts.quantization if facts else None)
+    serve = with_engine_of(config.per_pool[pool_name], read_manifest(model_dir).weight_format)
     adapters = {name: fetch(source, settings) for name, source in config.adapters.items()}
     return ServeJob(
         output_dir=settings.home / "serving",

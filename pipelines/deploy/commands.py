@@ -21,7 +21,7 @@ from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import ref_of
 from pipelines.cluster.rollout import Change
-from pipelines.deploy import log_view, rendering
+from pipelines.deploy import log_view, preflight, rendering
 from pipelines.deploy.values import chart_values, given_values
 from pipelines.spec import load_spec
 from pipelines.target import SPEC_SUFFIXES
@@ -71,9 +71,9 @@ def deploy(
     """`slipway deploy`: renders, and then writes files, tries, or applies and waits."""
     console = Console(stderr=True, highlight=False)
     settings = load_settings()
+    preflight.check(wanted.chart, wanted.spec, wanted.overrides, wanted.values, wanted.profile, settings)
     name = wanted.name or deployment_name(wanted.spec, wanted.chart)
-    given = given_values(wanted.values)
-    values = chart_values(wanted.chart, wanted.spec, wanted.overrides, given, name, wanted.model, settings)
+    values = chart_values(wanted.chart, wanted.spec, wanted.overrides, given_values(wanted.values), name, wanted.model, settings)
     if render_dir is not None or dry_run == "client":
         namespace = place.namespace or "default"
         manifests = rendering.render(wanted.chart, values, name, namespace, wanted.profile)

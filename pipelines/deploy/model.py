@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra import registry, tracking
+from infra import registry, tracking, uploads
 from infra.artifact_store import ARTIFACTS, open_store
 from infra.contracts import SEAL_DIR, read_manifest
 from infra.errors import ConfigError
@@ -32,6 +32,17 @@ def registered_source(name: str, wanted: str, settings: Settings) -> dict[str, A
     if version.is_local or not settings.tracking_uri.startswith(("http://", "https://")):
         raise ConfigError(f"{name} version {version.version}: its files lie where no pod reaches them ({version.source}). {NEEDED}")
     return {"type": "registry", "name": name, "version": version.version, "digest": version.digest}
+
+
+def weight_format(source: Mapping[str, Any], settings: Settings) -> str | None:
+    """Name of the weight format of a source that `registered_source` gave; None for 16-bit weights."""
+    if source["type"] == "store":
+        store = open_store(str(settings.store))
+        manifest = store.manifest(store.find(source["digest"]) or "")
+    else:
+        mlflow = tracking.client(settings.tracking_uri)
+        manifest = uploads.manifest_in(mlflow, registry.lookup(mlflow, source["name"], source["version"]).run_id)
+    return manifest.weight_format if manifest else None
 
 
 def folder_source(folder: Path, settings: Settings) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def verify_model(model_dir: Path, config: ServeConfig) -> Manifest:
 
 def require_readable(model_dir: Path, manifest: Manifest, config: ServeConfig) -> None:
     """Raises ConfigError where quantized weights are of a format that another engine reads, or would be quantized twice."""
-    weight_format = manifest.model.quantization if manifest.model else None
+    weight_format = manifest.weight_format
     if manifest.kind != "quantized" or weight_format is None:
         return
     if (needed := ENGINE_OF_FORMAT.get(weight_format)) != config.engine:

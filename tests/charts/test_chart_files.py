@@ -39,7 +39,10 @@ def test_values_file_read_back_is_the_model_by_default(chart: str) -> None:
     model, _ = MODELS[chart]
     data = yaml.safe_load((CHARTS_DIR / chart / "values.yaml").read_text())
     assert model.model_validate(data) == model()
-    assert data == model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    wanted = model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    if chart == "serving":  # whose engine follows from the model where nobody names one
+        del wanted["config"]["serve"]["engine"]
+    assert data == wanted
 
 
 @pytest.mark.parametrize("chart", MODELS)

@@ -8,18 +8,23 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import registry, tracking
+from infra import registry, tracking, uploads
 from infra.artifact_store import open_store
-from infra.contracts import read_manifest, write_manifest
+from infra.contracts import ModelFacts, read_manifest, write_manifest
 from infra.errors import ConfigError, RegistryError
 from infra.provenance import Provenance
 from infra.settings import Settings
 from pipelines.charts import layered
 from pipelines.deploy import model, rendering, values
 from pipelines.deploy.commands import deployment_name
+from pipelines.serve import with_engine
+from serving.cluster_config import ClusterConfig, PathSource
+from serving.config import ServeConfig, ServeJob
+from serving.model_source import job_on_this_node
 
 MODEL = {"type": "store", "digest": "a" * 64}
 GIVEN = {"config": {"model": MODEL}}
+ENGINES = {"bnb-nf4": "torch", "openvino-int8": "openvino"}
 
 
 @pytest.fixture
@@ -74,18 +79,14 @@ def test_values_of_ones_own_lie_over_all_else(tmp_path: Path, settings: Settings
     assert found["gateway"] == {"tokenSecret": {"name": "toy-front", "key": "token"}, "replicas": 5}
 
 
-def test_keys_of_clients_are_not_left_behind(tmp_path: Path, settings: Settings) -> None:
+def test_keys_of_clients_are_asked_for_where_the_chart_mounts_them(tmp_path: Path, settings: Settings) -> None:
     spec = write_spec(tmp_path, serve={"api_keys_file": "/home/me/api_keys.json"})
-    with pytest.raises(ConfigError, match=r"apiKeys\.existingSecret"):
-        serving(spec, settings)
     found = serving(spec, settings, {**GIVEN, "apiKeys": {"existingSecret": "keys"}})
     assert found["config"]["serve"]["api_keys_file"] == values.API_KEYS_PATH
 
 
-def test_folder_of_a_draft_model_must_be_one_that_the_pods_have(tmp_path: Path, settings: Settings) -> None:
+def test_folder_of_a_draft_model_is_the_one_that_the_pods_have(tmp_path: Path, settings: Settings) -> None:
     spec = write_spec(tmp_path, serve={"speculative": {"kind": "draft", "draft_model_dir": "/here/small"}})
-    with pytest.raises(ConfigError, match="/here/small, a folder of this machine"):
-        serving(spec, settings)
     there = {"config": {"model": MODEL, "serve": {"speculative": {"draft_model_dir": "/models/small"}}}}
     assert serving(spec, settings, there)["config"]["serve"]["speculative"] == {"kind": "draft", "draft_model_dir": "/models/small"}
 
@@ -154,7 +155,7 @@ def test_render_writes_a_plain_folder_and_takes_away_only_what_it_wrote(tmp_path
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
-    """The settings of a machine with a registered champion of `lamp`, and its folder."""
+    """The settings of a machine with a registered champion of `lamp`, and its folder; beside it, one of each weight format by its name."""
     home = tmp_path_factory.mktemp("registered") / "home"
     folder = home / "artifacts" / "quantize-1"
     folder.mkdir(parents=True)
@@ -164,6 +165,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path
     client = tracking.client(settings.tracking_uri)
     run_id = tracking.start_run(client, tracking.ensure_experiment(client, "tests", home / "mlartifacts"), "run")
     registry.promote(client, registry.register(client, "lamp", folder, digest, run_id))
+    for name in ENGINES:
+        made = quantized(folder.parent / name, name)
+        registry.promote(client, registry.register(client, name, made, read_manifest(made).digest, run_id))
     return settings, folder
 
 
@@ -185,3 +189,57 @@ def test_champion_whose_files_no_pod_reaches_is_refused(registered: tuple[Settin
     settings, _ = registered
     with pytest.raises(ConfigError, match="where no pod reaches them"):
         model.registered_source("lamp", "champion", settings.model_copy(update={"store": None}))
+
+
+def job_of_a_replica(found: dict[str, Any], folder: Path, **options: Any) -> ServeJob:
+    """What a replica is told where the chart is installed with these values, and its node has the model in `folder`."""
+    manifests = rendering.render("serving", found, "toy", "default", **{"profile": None, **options})
+    (service,) = [manifest for manifest in manifests if manifest["kind"] == "RayService"]
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    config = ClusterConfig.model_validate(application["args"]["config"])
+    return job_on_this_node(config.model_copy(update={"model": PathSource(path=folder)}), "", Settings(home=folder, tracking_uri="x"))
+
+
+def quantized(folder: Path, weight_format: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(weight_format)
+    facts = {"base_model": "b", "base_digest": "b", "tokenizer_digest": "t", "chat_template_digest": "c", "special_tokens": {}}
+    model_facts = ModelFacts.model_validate({**facts, "context_tokens": 8, "stop_ids": [1], "quantization": weight_format})
+    write_manifest(folder, "quantized", Provenance(), model_facts)
+    return folder
+
+
+@pytest.mark.parametrize(("weight_format", "engine"), ENGINES.items())
+@pytest.mark.parametrize("profile", [None, "cpu", "gpu"])
+def test_engine_of_a_deployment_is_the_one_that_serve_would_take(
+    weight_format: str, engine: str, profile: str | None, tmp_path: Path, registered: tuple[Settings, Path]
+) -> None:
+    """The profile for GPUs names vLLM, which reads none of these."""
+    settings, lamp = registered
+    folder = lamp.parent / weight_format
+    trusted = {"store": {"url": "s3://b/x"}, "config": {"serve": {"allow_unsigned": [weight_format]}}}
+    found = serving(write_spec(tmp_path, name=weight_format), settings, trusted)
+    wanted = with_engine(ServeConfig(), folder).engine
+    assert (job_of_a_replica(found, folder, profile=profile).serve.engine, wanted) == (engine, engine)
+    said = serving(write_spec(tmp_path, name=weight_format, serve={"engine": "vllm"}), settings, trusted)
+    assert job_of_a_replica(said, folder, profile=profile).serve.engine == "vllm"
+
+
+def test_weight_format_of_a_version_whose_files_lie_in_its_run_is_read_there(registered: tuple[Settings, Path], tmp_path: Path) -> None:
+    settings, _ = registered
+    client, made = tracking.client(settings.tracking_uri), quantized(tmp_path / "made", "bnb-int8")
+    run_id = tracking.start_run(client, tracking.ensure_experiment(client, "tests", settings.home / "mlartifacts"), "far")
+    digest = read_manifest(made).digest
+    version = registry.register(client, "far", made, digest, run_id, lambda: uploads.upload(client, run_id, made, tmp_path / "scratch"))
+    source = {"type": "registry", "name": "far", "version": version.version, "digest": digest}
+    assert model.weight_format(source, settings) == "bnb-int8"
+
+
+def test_engine_of_a_model_that_values_name_is_left_to_its_replicas(tmp_path: Path, settings: Settings) -> None:
+    """They have its weights; this machine may not."""
+    given = {"config": {"model": MODEL, "serve": {"allow_unsigned": ["toy.model_1"]}}}
+    found = serving(write_spec(tmp_path), settings, given)
+    assert "engine" not in found["config"]["serve"]
+    for weight_format, engine in (("bnb-nf4", "torch"), ("openvino-int4", "openvino")):
+        folder = quantized(tmp_path / weight_format, weight_format)
+        assert job_of_a_replica(found, folder).serve.engine == engine
