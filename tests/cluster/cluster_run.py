@@ -13,8 +13,10 @@ from typing import Any
 
 import yaml
 
+from pipelines.cluster.apply import apply
 from pipelines.cluster.connect import connect
 from tests import backends
+from tests.cluster.accounts import DRIVER, driver_objects
 from tests.cluster.kuberay import KubeRay, ray_definitions
 from tests.cluster.server import serve
 from tests.integration.conftest import chat_row
@@ -69,13 +71,16 @@ class ClusterRun:
 
 @contextmanager
 def cluster_run(place: Path, model: Path) -> Iterator[ClusterRun]:
-    """A cluster for the block."""
+    """A cluster for the block; drivers have the rights that helm/training gives them, and no others."""
     (place / "values.yaml").write_text(yaml.safe_dump({"store": {"existingClaim": "shared"}}))
     options = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--default-artifact-root", "mlflow-artifacts:/"]
     options += ["--artifacts-destination", str(place / "mlflow-files")]
     with backends.mlflow_server(place / "mlflow", options) as mlflow, serve() as server:
         server.install(ray_definitions())
-        server.kubeconfig(place / "kubeconfig")
+        operator = connect(server.kubeconfig(place / "operator-kubeconfig"))
+        for manifest in driver_objects().values():
+            apply(operator, manifest)
+        server.kubeconfig(place / "kubeconfig", token=server.account_token(operator.namespace, DRIVER))
         environment = {"SLIPWAY_STORE": (place / "store").as_uri(), "MLFLOW_TRACKING_URI": mlflow.url}
-        with KubeRay(server, connect(place / "kubeconfig"), place / "nodes", environment) as kuberay:
+        with KubeRay(server, operator, place / "nodes", environment) as kuberay:
             yield ClusterRun(place, kuberay, write_spec(place, model), mlflow.url)

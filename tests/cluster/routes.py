@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.cluster import discovery, selectors
+from tests.cluster import discovery, rbac, selectors
 from tests.cluster.faults import Fault, bad_request, gone, invalid, no_such_path
 from tests.cluster.kinds import Kind
 from tests.cluster.objects import Write, as_kind
+from tests.cluster.paths import Asked, asked_for, name_of, verb_of
+from tests.cluster.rbac import Account
 from tests.cluster.store import Change, Name, Object
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class Request:
     content_type: str = "application/json"
     user_agent: str = "unknown"
     body: Any = None
+    account: Account | None = None
+    """Who asks; None for the tests' own token, which may do everything."""
 
     def flag(self, name: str) -> bool:
         """Whether the query says so."""
@@ -52,10 +56,23 @@ class Reply:
 class Target:
     """What a path names."""
 
+    asked: Asked
     kind: Kind
-    namespace: str
-    name: str | None
-    subresource: str
+
+    @property
+    def namespace(self) -> str:
+        """Empty where the kind has none, or all are meant."""
+        return self.asked.namespace
+
+    @property
+    def name(self) -> str | None:
+        """None where the kind itself is meant."""
+        return self.asked.name or None
+
+    @property
+    def subresource(self) -> str:
+        """Such as `status`; empty for the object itself."""
+        return self.asked.subresource
 
     @property
     def object_name(self) -> Name:
@@ -70,29 +87,29 @@ def answer(server: Server, request: Request) -> Reply:
     found = discovery.answer(server.objects.kinds, request.path) if request.method == "GET" else None
     if found is not None:
         return Reply(200, found)
-    target = _target(server, request.path)
+    asked = asked_for(request.path)
+    if asked is None:
+        rbac.require_path(request.account, request.path, request.method)
+        raise no_such_path()
+    verb, name = verb_of(request.method, asked, request.query), name_of(asked, request.query)
+    rbac.require(server.objects.store, request.account, verb, asked, name)
+    target = _target(server, asked)
     if target.subresource == "log" and target.kind.kind == "Pod" and request.method == "GET":
         return _pod_log(server, request, target)
+    if target.subresource == "token" and target.kind.kind == "ServiceAccount" and request.method == "POST":
+        return _token(server, target)
     if target.subresource and not (target.subresource == "status" and target.kind.has_status):
         raise no_such_path()
     verbs = {"GET": _read, "POST": _create, "PUT": _replace, "PATCH": _patch, "DELETE": _delete}
     return verbs[request.method](server, request, target)
 
 
-def _target(server: Server, path: str) -> Target:
-    """What a path names: `/api/v1/namespaces/NS/pods/NAME/log`. Raises Fault where that is nothing."""
-    parts = [part for part in path.split("/") if part]
-    if parts[:1] == ["api"]:
-        group, version, rest = "", parts[1] if len(parts) > 1 else "", parts[2:]
-    else:
-        group, version, rest = (parts[1], parts[2], parts[3:]) if len(parts) > 2 and parts[0] == "apis" else ("", "", [])
-    namespace = ""
-    if len(rest) > 2 and rest[0] == "namespaces" and rest[2] not in ("status", "finalize"):
-        namespace, rest = rest[1], rest[2:]
-    kind = server.objects.kinds.find(group, version, rest[0]) if rest else None
-    if kind is None or len(rest) > 3 or (kind.is_namespaced and not namespace and len(rest) > 1) or (namespace and not kind.is_namespaced):
+def _target(server: Server, asked: Asked) -> Target:
+    """What a path names. Raises Fault where that is nothing."""
+    kind = server.objects.kinds.find(asked.group, asked.version, asked.plural)
+    if kind is None or (kind.is_namespaced and not asked.namespace and asked.name) or (asked.namespace and not kind.is_namespaced):
         raise no_such_path()
-    return Target(kind, namespace, rest[1] if len(rest) > 1 else None, rest[2] if len(rest) > 2 else "")
+    return Target(asked, kind)
 
 
 def _how(request: Request, target: Target) -> Write:
@@ -197,6 +214,8 @@ def _patch(server: Server, request: Request, target: Target) -> Reply:
         return Reply(200, server.objects.patch(target.kind, target.object_name, request.body, request.content_type, how))
     if "fieldManager" not in request.query:
         raise invalid("meta.k8s.io", "PatchOptions", "", [("fieldManager", "Required value: is required for apply patch")])
+    if server.objects.store.get((target.kind.group, target.kind.plural), target.object_name) is None:
+        rbac.require_create(server.objects.store, request.account, target.asked)
     item, is_new = server.objects.apply(target.kind, target.object_name, request.body, how)
     return Reply(201 if is_new else 200, item)
 
@@ -234,6 +253,12 @@ def _pod_log(server: Server, request: Request, target: Target) -> Reply:
 
     lines = server.logs.follow(*target.object_name, container, since, has_ended)
     return Reply(200, stream=(shown(some) for some in lines), content_type="text/plain")
+
+
+def _token(server: Server, target: Target) -> Reply:
+    server.objects.get(target.kind, target.object_name)
+    status = {"token": server.account_token(*target.object_name), "expirationTimestamp": "2099-01-01T00:00:00Z"}
+    return Reply(201, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}, "status": status})
 
 
 def _require_started(pod: Object, container: str) -> None:

@@ -33,6 +33,12 @@ def _label_test(part: str) -> Test:
     return lambda labels: (labels.get(key) == value) == (sign != "!=")
 
 
+def name_in(text: str) -> str:
+    """The one name that a field selector leaves, empty where it leaves several."""
+    found = [PLAIN.fullmatch(part.strip()) for part in text.split(",")]
+    return next((each["value"] for each in found if each and each["key"] == "metadata.name" and each["sign"] in ("=", "==")), "")
+
+
 def by_fields(text: str) -> Test:
     """Whether an object has the field values: of `metadata.name` and `metadata.namespace`, as every kind knows them, and a pod's few."""
     tests = [_field_test(part) for part in text.split(",") if part.strip()]

@@ -4,7 +4,8 @@
 - A test plays the controllers: it changes statuses through the API, and writes a pod's log by `Server.write_log`. Only what goes with a
   deleted owner, namespace or definition is seen to here, at once.
 - It can be made to misbehave as real ones do: `cut`, `compact`, `fail_next`.
-- What it does not do: decide who may do what, call webhooks, fill in most defaults of built-in kinds, speak protobuf, convert versions, or
+- Who may do what is decided by Roles and RoleBindings (rbac.py), for those who come with a ServiceAccount's token.
+- What it does not do: call webhooks, fill in most defaults of built-in kinds, speak protobuf, convert versions, or
   keep a list's later pages as they were at its first.
 
 The suite `test_contract_*.py` says what it promises; `make test-cluster` asks the same of a real one.
@@ -27,11 +28,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.cluster import routes
+from tests.cluster import rbac, routes
 from tests.cluster.certificate import certificate_and_key, server_context
 from tests.cluster.faults import Fault, bad_request
 from tests.cluster.objects import Objects
 from tests.cluster.podlogs import PodLogs
+from tests.cluster.rbac import Account
 
 MAX_BODY_BYTES = 3 << 20
 
@@ -46,6 +48,8 @@ class Server(ThreadingHTTPServer):
         self.objects = Objects()
         self.logs = PodLogs()
         self.token = secrets.token_hex(16)
+        """Of the tests themselves, who may do everything."""
+        self._accounts: dict[str, Account] = {}
         self.bookmark_s = 0.5
         """Silence after which a watch is sent a bookmark; a minute on a real server."""
         self.log: list[str] = []
@@ -65,15 +69,33 @@ class Server(ThreadingHTTPServer):
         """Where it listens."""
         return f"https://127.0.0.1:{self.server_address[1]}"
 
-    def kubeconfig(self, file: Path, namespace: str = "default") -> Path:
-        """Writes a kubeconfig for this server to the file; gives it back."""
+    def account_token(self, namespace: str, name: str) -> str:
+        """A token of a ServiceAccount that is there, as a kubelet mounts it into a pod; it is worth nothing once the account is gone."""
+        account = rbac.live_account(self.objects.store, namespace, name)
+        assert account, f"no ServiceAccount {namespace}/{name}"
+        token = secrets.token_hex(16)
+        self._accounts[token] = account
+        return token
+
+    def account_of(self, authorization: str) -> Account | None:
+        """Whose token a request shows; None for the tests' own. Raises Fault for any other."""
+        kind, _, token = authorization.partition(" ")
+        if kind.lower() == "bearer" and token == self.token:
+            return None
+        found = self._accounts.get(token)
+        if found is None or rbac.live_account(self.objects.store, found.namespace, found.name) != found:
+            raise Fault(401, "Unauthorized", "Unauthorized")
+        return found
+
+    def kubeconfig(self, file: Path, namespace: str = "default", token: str | None = None) -> Path:
+        """Writes a kubeconfig for this server to the file, of the tests themselves or of who has that token; gives it back."""
         authority = base64.b64encode(certificate_and_key()[0]).decode()
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "loopback",
             "clusters": [{"name": "loopback", "cluster": {"server": self.url, "certificate-authority-data": authority}}],
-            "users": [{"name": "tester", "user": {"token": self.token}}],
+            "users": [{"name": "tester", "user": {"token": token or self.token}}],
             "contexts": [{"name": "loopback", "context": {"cluster": "loopback", "user": "tester", "namespace": namespace}}],
         }
         file.write_text(yaml.safe_dump(content))
@@ -142,8 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = routes.Request(self.command, parts.path, {key: values[-1] for key, values in parse_qs(parts.query).items()})
         try:
             body = self._body()
-            if self.headers.get("Authorization", "").lower() != f"bearer {self.server.token}":
-                raise Fault(401, "Unauthorized", "Unauthorized")
+            request.account = self.server.account_of(self.headers.get("Authorization", ""))
             if fault := self.server.next_fault():
                 raise fault
             request.content_type = self.headers.get("Content-Type", "application/json").partition(";")[0]

@@ -1,64 +1,27 @@
-"""The driver as helm/training puts it into a pod: with the values of its ConfigMap, and the rights of its Role and no others."""
+"""The driver as helm/training puts it into a pod: with the values of its ConfigMap, and as the account whose Role the chart makes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from infra.artifact_store import open_store
 from pipelines.cluster import rollout
-from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref
 from pipelines.deploy import rendering
 from pipelines.executors import rayjob_following
 from pipelines.executors.kubernetes import KubernetesExecutor, job_name
+from tests.cluster.accounts import connect_as
 from tests.cluster.kuberay import NEEDS_KUBERAY, KubeRay, ray_definitions
 from tests.cluster.server import serve
 from tests.cluster.toy_step import ToyJob
 
 pytestmark = NEEDS_KUBERAY
-VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
-FOR_ALL = ("/version", "/apis", "/api/v1", "/apis/ray.io/v1")
-"""What every account may ask (the role system:discovery)."""
-
-
-class Recording(Cluster):
-    """A connection that keeps what it asked for."""
-
-    def send(self, method: str, path: str, query: Any, body: Any, content_type: str, read_timeout_s: float) -> Any:
-        self.asked.append((method, path, dict(query)))
-        return super().send(method, path, query, body, content_type, read_timeout_s)
-
-    @property
-    def asked(self) -> list[tuple[str, str, dict[str, str]]]:
-        return self.__dict__.setdefault("_asked", [])
-
-
-def needed(method: str, path: str, query: dict[str, str]) -> tuple[str, str, str]:
-    """The group, resource and verb that a request needs, as an API server's authoriser reads it."""
-    parts = urlsplit(path).path.strip("/").split("/")
-    group = parts[1] if parts[0] == "apis" else ""
-    rest = parts[parts.index("namespaces") + 2 :]
-    resource = "/".join([rest[0], *rest[2:]])
-    is_list = method == "GET" and len(rest) == 1
-    verb = ("watch" if query.get("watch") == "true" else "list") if is_list else VERBS[method]
-    return group, resource, verb
-
-
-def allowed(role: dict[str, Any]) -> set[tuple[str, str, str]]:
-    return {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
 
 
 @pytest.fixture
@@ -88,12 +51,9 @@ def test_driver_does_its_work_by_the_values_and_the_rights_that_the_chart_gives_
         plain, "toy-training", "training", rendering.render("training", values, "toy", "default", None), "test", lambda _: None
     )
     config = plain.get(Ref("v1", "ConfigMap", "toy-pipeline"))
-    role = plain.get(Ref("rbac.authorization.k8s.io/v1", "Role", "toy-driver"))
     assert config is not None
-    assert role is not None
     assert yaml.safe_load(config["data"]["spec.yaml"]) == spec
 
-    driver = Recording(**vars(connect(folder / "kubeconfig")))
     store, home = open_store(url), folder / "home"
     slot = home / "staging" / "toy-0123456789abcdef"
     slot.mkdir(parents=True)
@@ -104,7 +64,7 @@ def test_driver_does_its_work_by_the_values_and_the_rights_that_the_chart_gives_
         if (live := plain.get(ref)) is not None:
             seen.append(live)
 
-    executor = KubernetesExecutor(driver, store, home, yaml.safe_load(config["data"]["kubernetes.yaml"]))
+    executor = KubernetesExecutor(connect_as(plain, "toy-driver"), store, home, yaml.safe_load(config["data"]["kubernetes.yaml"]))
     job = ToyJob(output_dir=slot / "output", progress_file=slot / "progress.jsonl")
     executor.run_to_end("tests.cluster.toy_step", job, slot / "config.json", home / "log", look)
 
@@ -114,7 +74,4 @@ def test_driver_does_its_work_by_the_values_and_the_rights_that_the_chart_gives_
     head = seen[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     accounts = {live["metadata"]["name"] for live in plain.find("v1", "ServiceAccount", {"slipway.dev/deployment": "toy-training"})}
     assert head["serviceAccountName"] in accounts
-    wanted = {needed(*request) for request in driver.asked if request[1] not in FOR_ALL}
-    assert ("ray.io", "rayjobs", "watch") in wanted
-    assert wanted <= allowed(role)
     assert len(kuberay.started) == 1
