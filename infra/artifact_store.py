@@ -1,7 +1,8 @@
 """The artifacts of steps where every machine reaches them: a folder or a bucket, by fsspec URL (`SLIPWAY_STORE`).
 
 - The layout is the home's own: `artifacts/<step>-<id16>/` is complete when it has a manifest, which goes up last; `staging/<slot>/` is what
-  a program that runs elsewhere is told and tells (`infra/orders.py`); `files/<sha256>` are plain inputs, such as a user's rows.
+  a program that runs elsewhere is told and tells (`infra/orders.py`); `files/<sha256>` are plain inputs, such as a user's rows, which are
+  taken out some time after the last order that names them (`infra/store_cleaning.py`).
 - `digests/<digest>` holds the name of the artifact with that content, for those who know nothing else of it, such as a server.
 - What goes up is verified first, what comes down before it is put in place, file by file, against the manifest.
 - What lies beside an artifact's own files (its seal) travels with it, and may be pushed later by pushing it again.
@@ -13,6 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
@@ -27,6 +29,10 @@ from infra.places import Place
 ARTIFACTS = "artifacts"
 DIGESTS = "digests"
 FILES = "files"
+ORDER_PLACES = ("staging", "runs")
+"""Where orders and results lie (infra/orders.py): what they name in `files/` is in use."""
+UNUSED_S = 24 * 3600.0
+"""Age from which a plain file that nothing names may be removed (infra/store_cleaning.py)."""
 
 
 def open_store(url: str) -> ArtifactStore:
@@ -121,9 +127,10 @@ class ArtifactStore:
         return folder
 
     def push_file(self, path: Path) -> str:
-        """Makes a plain file one of the store, by its content; its sha256."""
+        """Makes a plain file one of the store, by its content; its sha256. One that is there and old is put again, and so young again."""
         sha256 = sha256_file(path)
-        if not self.place.exists(f"{FILES}/{sha256}"):
+        made_s = self.place.modified_s(f"{FILES}/{sha256}")
+        if made_s is None or abs(time.time() - made_s) > UNUSED_S / 2:
             self.place.put(path, f"{FILES}/{sha256}")
         return sha256
 

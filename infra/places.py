@@ -110,6 +110,17 @@ class Place:
 
         self._asked(name, remove)
 
+    def modified_s(self, name: str) -> float | None:
+        """When the file was written, by the store's own clock, in seconds since 1970; None where there is none."""
+
+        def look() -> float | None:
+            try:
+                return float(self._files.modified(self._at(name)).timestamp())
+            except FileNotFoundError:
+                return None
+
+        return self._asked(name, look)
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 

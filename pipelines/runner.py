@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from infra import tracking
 from infra.artifact_store import ArtifactStore, open_store
+from infra.errors import SlipwayError
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
 from infra.settings import Settings
+from infra.store_cleaning import clean_files
 from pipelines import store
 from pipelines.display import Display
 from pipelines.executors import local
@@ -25,6 +28,7 @@ from pipelines.step import Artifact, Step, StepContext
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+log = logging.getLogger(__name__)
 PROGRESS_NAME = "progress.jsonl"
 Ahead = Mapping[str, local.Started]
 
@@ -146,7 +150,17 @@ def run(
         _check(step, artifact, inputs)
         outcome.timings_s[step.name] = round(time.monotonic() - started_s, 3)
         outcome.artifacts[step.name] = artifact
+    if shelf is not None:
+        _clean(shelf)
     return outcome
+
+
+def _clean(shelf: ArtifactStore) -> None:
+    """Takes out of the store what earlier runs have left there; all is made by now, so that a store that is away fails nothing."""
+    try:
+        clean_files(shelf)
+    except SlipwayError as error:
+        log.warning("files that no run needs any more stay in the store: %s", error.message)
 
 
 def _fetched(slot: store.Slot, shelf: ArtifactStore | None) -> Artifact | None:

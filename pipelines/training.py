@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.artifact_store import open_store
 from infra.files import read_json
 from infra.provenance import capture
 from infra.settings import Settings
@@ -53,5 +54,7 @@ def estimate(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]
         train=spec.train,
     )
     make_executor(settings).run_to_end(ESTIMATE_MODULE, job, run_dir / "estimate.job.json", run_dir / "estimate.log", lambda: None)
+    if settings.store:
+        open_store(settings.store).place.remove(f"{settings.runs_dir.name}/{run_dir.name}")  # the order, as after a step
     found: dict[str, Any] = read_json(job.output_dir / ESTIMATE_NAME)
     return found

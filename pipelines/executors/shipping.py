@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infra import orders
-from infra.artifact_store import ARTIFACTS, ArtifactStore
+from infra.artifact_store import ARTIFACTS, ORDER_PLACES, ArtifactStore
 from infra.contracts import MANIFEST_NAME
 from infra.errors import EXIT_DONE, ArtifactError, SlipwayError, TransientError
 from infra.files import sha256_json, write_bytes_atomic
@@ -133,12 +133,13 @@ class Shipment:
 
 
 def _place_of(output_dir: Path, home: Path) -> tuple[str, str]:
-    """Folder of the order in the store, `staging/<slot>`, and what tells programs of one slot apart. Raises ArtifactError."""
-    if not output_dir.is_relative_to(home):
+    """Folder of the order in the store, such as `staging/<slot>`, and what tells programs of one slot apart. Raises ArtifactError."""
+    top, slot, *rest = output_dir.relative_to(home).parts if output_dir.is_relative_to(home) else ("", "")
+    if top not in ORDER_PLACES:
         raise ArtifactError(
-            f"{output_dir}: a program on another machine writes below SLIPWAY_HOME, which is {home}. Choose a folder in it."
+            f"{output_dir}: a program on another machine writes below {' or '.join(ORDER_PLACES)} in SLIPWAY_HOME, which is {home}. "
+            "Choose a folder there."
         )
-    top, slot, *rest = output_dir.relative_to(home).parts
     return f"{top}/{slot}", "-".join(rest[1:] if rest[:1] == ["output"] else rest)
 
 
