@@ -5,6 +5,7 @@
   taken out some time after the last order that names them (`infra/store_cleaning.py`).
 - `digests/<digest>` holds the name of the artifact with that content, for those who know nothing else of it, such as a server.
 - What goes up is verified first, what comes down before it is put in place, file by file, against the manifest.
+- A driver whose programs run elsewhere fetches an artifact without its weights, which it does not read.
 - What lies beside an artifact's own files (its seal) travels with it, and may be pushed later by pushing it again.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import ValidationError
 
-from infra.contracts import MANIFEST_NAME, SEAL_DIR, Manifest, has_all_files, read_manifest, verify
+from infra.contracts import MANIFEST_NAME, SEAL_DIR, Manifest, Wanted, every_file, has_all_files, read_manifest, verify
 from infra.errors import ArtifactError
 from infra.files import sha256_file
 from infra.places import Place
@@ -87,28 +88,31 @@ class ArtifactStore:
             self.place.write(f"{DIGESTS}/{manifest.digest}", name.encode())
         return manifest
 
-    def fetch(self, name: str, artifacts_dir: Path) -> Path:
-        """The folder `name` in `artifacts_dir`, fetched where it is not there whole; one process of a machine at a time.
+    def fetch(self, name: str, artifacts_dir: Path, wanted: Wanted = every_file) -> Path:
+        """The folder `name` in `artifacts_dir`, fetched where it does not hold all that is wanted; one process of a machine at a time.
 
         Raises ArtifactError where the store has none, or where it is not what its manifest says; nothing is left in place then.
         """
         with FileLock(artifacts_dir.parent / "locks" / f"{name}.fetch.lock"):
-            self.fetch_to(name, artifacts_dir / name)
+            self.fetch_to(name, artifacts_dir / name, wanted)
         return artifacts_dir / name
 
-    def fetch_to(self, name: str, folder: Path) -> None:
-        """Makes `folder` the artifact `name`, verified, where it is not yet. Raises what `fetch` does."""
+    def fetch_to(self, name: str, folder: Path, wanted: Wanted = every_file) -> None:
+        """Makes `folder` the artifact `name`, verified, where it is not yet; without files that are not wanted. Raises what `fetch` does.
+
+        A folder without some of them counts as no artifact where it is asked for whole: it is fetched again, or made again.
+        """
         manifest = self.manifest(name)
         if manifest is None:
             raise ArtifactError(f"{self.place.url} has no complete artifact {name!r}. Run the step that makes it again.")
-        if _is_here(folder, manifest):
+        if _is_here(folder, manifest, wanted):
             self._get_seal(name, folder)
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
             fetched = Path(scratch) / "artifact"
-            self._get(name, manifest, fetched)
-            if (held := verify(fetched).digest) != manifest.digest:
+            self._get(name, manifest, fetched, wanted)
+            if (held := verify(fetched, wanted=wanted).digest) != manifest.digest:
                 raise ArtifactError(f"{self.place.url}/{ARTIFACTS}/{name}: it changed while it was fetched, to {held}. Fetch it again.")
             if folder.exists():
                 shutil.rmtree(folder)
@@ -147,12 +151,13 @@ class ArtifactStore:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _get(self, name: str, manifest: Manifest, folder: Path) -> None:
-        """Everything of the artifact into `folder`, its manifest as the one that was just read."""
+    def _get(self, name: str, manifest: Manifest, folder: Path, wanted: Wanted) -> None:
+        """What is wanted of the artifact into `folder`, its manifest as the one that was just read."""
         for file in manifest.files:
             if not (folder / file).resolve().is_relative_to(folder.resolve()):
                 raise ArtifactError(f"{self.place.url}/{ARTIFACTS}/{name} names {file!r}, which lies outside of it. Nothing was fetched.")
-        self.place.get_all({f"{ARTIFACTS}/{name}/{file}": folder / file for file in (*manifest.files, MANIFEST_NAME)})
+        files = [file for file in manifest.files if wanted(file)]
+        self.place.get_all({f"{ARTIFACTS}/{name}/{file}": folder / file for file in (*files, MANIFEST_NAME)})
         self._get_seal(name, folder)
 
     def _get_seal(self, name: str, folder: Path) -> None:
@@ -164,8 +169,8 @@ class ArtifactStore:
         return self.place.read(f"{ARTIFACTS}/{name}/{file}") != path.read_bytes()
 
 
-def _is_here(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder holds this very content, by names and sizes."""
+def _is_here(folder: Path, manifest: Manifest, wanted: Wanted) -> bool:
+    """Whether the folder holds what is wanted of this very content, by names and sizes."""
     with contextlib.suppress(ArtifactError):
-        return read_manifest(folder).digest == manifest.digest and has_all_files(folder, manifest)
+        return read_manifest(folder).digest == manifest.digest and has_all_files(folder, manifest, wanted)
     return False

@@ -1,6 +1,6 @@
 """The only thing that crosses between the stacks: a folder of files with a manifest.
 
-- The manifest is written last, so its presence means that the folder is complete.
+- The manifest is written last, so its presence means that the folder is complete; but for weights, which a driver leaves in the store.
 - `Manifest.digest` names the content: kind, model facts and every file's sha256; provenance does not enter it.
 - Loading checks names, sizes and digests; a mismatch names the file and both digests.
 - Weights are safetensors (or an engine's own weight file); nothing in an artifact is ever unpickled.
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,9 @@ from infra.files import read_json, sha256_file, sha256_json, write_json_atomic
 from infra.provenance import Provenance
 
 MANIFEST_NAME = "manifest.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+Wanted = Callable[[str], bool]
+"""Whether a file of an artifact is, by its name."""
 SEAL_DIR = "seal"
 """Folder in an artifact for what is said of it later: signature, certificate, SBOM (`infra/signing.py`). The manifest leaves it out."""
 SCHEMA_VERSION: Literal[1] = 1
@@ -146,14 +150,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: not a manifest of schema {SCHEMA_VERSION}: {error}") from error
 
 
-def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
-    """The manifest of `folder`, after checking kind, names, sizes and sha256 of every file. Raises ArtifactError."""
+def every_file(name: str) -> bool:
+    """All files of an artifact."""
+    return True
+
+
+def no_weights(name: str) -> bool:
+    """Those that a driver may read; weights only engines and trainers do, and they are nearly all of a model's bytes."""
+    return not name.endswith(WEIGHT_SUFFIXES)
+
+
+def verify(folder: Path, kinds: tuple[Kind, ...] = (), wanted: Wanted = every_file) -> Manifest:
+    """The manifest of `folder`, after checking kind, names, sizes and sha256 of every file that is `wanted`. Raises ArtifactError."""
     manifest = read_manifest(folder)
     if kinds and manifest.kind not in kinds:
         raise ArtifactError(f"{folder}: holds a {manifest.kind!r} artifact; one of {list(kinds)} is needed here.")
     for name, entry in manifest.files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(f"{folder}: the manifest names {name!r}, which lies outside the folder.")
+        if not wanted(name):
+            continue
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path}: named in the manifest but absent. Run the step that makes it again.")
@@ -166,9 +182,10 @@ def verify(folder: Path, kinds: tuple[Kind, ...] = ()) -> Manifest:
     return manifest
 
 
-def has_all_files(folder: Path, manifest: Manifest) -> bool:
-    """Whether every file is there with its size: the quick check a step's skip relies on; `verify` reads the bytes."""
-    return all((folder / name).is_file() and (folder / name).stat().st_size == entry.size_bytes for name, entry in manifest.files.items())
+def has_all_files(folder: Path, manifest: Manifest, wanted: Wanted = every_file) -> bool:
+    """Whether every file that is `wanted` is there with its size: the quick check a step's skip relies on; `verify` reads the bytes."""
+    sizes_bytes = {folder / name: entry.size_bytes for name, entry in manifest.files.items() if wanted(name)}
+    return all(path.is_file() and path.stat().st_size == size_bytes for path, size_bytes in sizes_bytes.items())
 
 
 def _is_beside(name: str) -> bool:

@@ -39,6 +39,7 @@ def run(
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         made_by = provenance.capture(spec.fingerprint, tracked.run_id)
         outcome = runner.run(settings, steps, run_dir, made_by, tracked, display)
+        runner.bring_whole(settings, chosen(outcome.artifacts))
         rows = outcome.artifacts["rows"]
         tracking.log_dataset(tracked.client, tracked.run_id, f"{spec.name}-rows", rows.manifest.digest, rows.path)
         if registration.has_passed(outcome):  # before it is registered, so that the signature goes wherever the model goes

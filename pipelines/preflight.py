@@ -37,6 +37,7 @@ EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_gena
 # takes what 16 bits do at most; a quantized GGUF grows fourfold.
 WEIGHT_COPIES = 4
 EXPORT_COPIES = 2
+LIGHT_COPIES = 1  # where programs run elsewhere, their weights stay in the store, but for those of the model that is chosen
 GGUF_GROWTH = 4
 BASE_NEED_BYTES = 1 << 30
 RAY_PATIENCE_S = 10.0
@@ -109,6 +110,7 @@ def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> N
         weights_bytes = sum(path.stat().st_size for path in found.glob("*.safetensors"))
     is_exported = any(item.step.name == "export" for item in planned)
     copies = WEIGHT_COPIES + is_exported * EXPORT_COPIES + sum(item.step.produces == "quantized" for item in planned)
+    copies = copies if settings.executor == "local" else LIGHT_COPIES
     require_free_space(settings.home, weights_bytes * copies + BASE_NEED_BYTES, "this run's models")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from infra import tracking
 from infra.artifact_store import ArtifactStore, open_store
+from infra.contracts import Wanted, every_file, no_weights
 from infra.errors import SlipwayError
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
@@ -130,15 +131,20 @@ def run(
     """Makes every step's artifact, in order. What a step leaves when it fails stays, so that the same command resumes."""
     outcome, executor = Outcome(), make_executor(settings)
     shelf = open_store(settings.store) if settings.store else None
+    wanted = every_file if settings.executor == "local" else no_weights
     for step in steps:
         inputs = {name: outcome.artifacts[name] for name in step.needs}
         slot = store.slot(settings, step, {name: artifact.manifest.digest for name, artifact in inputs.items()})
         started_s = time.monotonic()
-        artifact = slot.artifact() or _fetched(slot, shelf)
+        artifact = slot.artifact() or _fetched(slot, shelf, wanted)
         if artifact is None:
             with slot.locked(lambda step=step: display.note(f"{step.name}: another run is making this; waiting for it")):  # type: ignore[misc]
                 chosen = local.LocalExecutor(ahead[step.name]) if step.name in ahead else executor
-                artifact = slot.artifact() or _make(slot, step, inputs, run_dir, provenance, tracked, display, chosen)
+                artifact = (
+                    slot.artifact()
+                    or _fetched(slot, shelf, wanted)
+                    or _make(slot, step, inputs, run_dir, provenance, tracked, display, chosen)
+                )
         else:
             outcome.skipped.append(step.name)
             display.skipped(step.name, slot.final_dir.name)
@@ -163,12 +169,17 @@ def _clean(shelf: ArtifactStore) -> None:
         log.warning("files that no run needs any more stay in the store: %s", error.message)
 
 
-def _fetched(slot: store.Slot, shelf: ArtifactStore | None) -> Artifact | None:
-    """The output from the artifact store, where another driver has made it."""
-    if shelf is None or shelf.manifest(slot.final_dir.name) is None:
+def bring_whole(settings: Settings, artifact: Artifact) -> None:
+    """Fetches what the store alone has of a model that this machine is to serve, sign or upload: its weights."""
+    if settings.store:
+        open_store(settings.store).fetch(artifact.path.name, artifact.path.parent)
+
+
+def _fetched(slot: store.Slot, shelf: ArtifactStore | None, wanted: Wanted) -> Artifact | None:
+    """The output from the artifact store, where another driver has made it; without what the programs of this run do not read here."""
+    if shelf is None or (manifest := shelf.manifest(slot.final_dir.name)) is None:
         return None
-    shelf.fetch(slot.final_dir.name, slot.final_dir.parent)
-    return slot.artifact()
+    return Artifact(shelf.fetch(slot.final_dir.name, slot.final_dir.parent, wanted), manifest)
 
 
 def _check(step: Step, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:

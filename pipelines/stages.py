@@ -49,6 +49,8 @@ def make(stage: str, spec: Spec, settings: Settings, display: Display) -> dict[s
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display)
     made = {name: outcome.artifacts[name] for name in ends}
+    for each in made.values():
+        runner.bring_whole(settings, each)
     result = {
         "run_id": tracked.run_id,
         "artifacts": {name: {"path": str(each.path), "digest": each.manifest.digest} for name, each in made.items()},

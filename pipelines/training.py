@@ -31,6 +31,7 @@ def train(spec: Spec, settings: Settings, display: Display) -> dict[str, Any]:
         display.note(f"[bold]{spec.name}[/bold]  run {tracked.run_id}  in {run_dir}")
         outcome = runner.run(settings, steps, run_dir, capture(spec.fingerprint, tracked.run_id), tracked, display, ahead)
     made = outcome.artifacts["train"]
+    runner.bring_whole(settings, made)
     figures = read_json(made.path / TRAINING_NAME)
     return {
         "run_id": tracked.run_id,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from infra import orders
 from infra.artifact_store import ARTIFACTS, ORDER_PLACES, ArtifactStore
-from infra.contracts import MANIFEST_NAME
+from infra.contracts import MANIFEST_NAME, no_weights
 from infra.errors import EXIT_DONE, ArtifactError, SlipwayError, TransientError
 from infra.files import sha256_json, write_bytes_atomic
 from infra.orders import HOME, Order, Result, beside
@@ -83,7 +83,7 @@ class Shipment:
             write_bytes_atomic(self.job.progress_file, content)
 
     def collect(self) -> None:
-        """Puts what the program made where the job wants it, verified.
+        """Puts what the program made where the job wants it, verified; a model's weights stay in the store, as a driver reads none.
 
         Raises the program's own known error, SlipwayError with the end of its log where it left none, TransientError where it was killed.
         """
@@ -101,7 +101,7 @@ class Shipment:
             raise SlipwayError(f"{self.module} ended with exit code {result.exit_code}. The end of its log:\n{result.log_tail}")
         if result.artifact is not None:
             shutil.rmtree(self.job.output_dir, ignore_errors=True)
-            self.store.fetch_to(result.artifact, self.job.output_dir)
+            self.store.fetch_to(result.artifact, self.job.output_dir, no_weights)
 
     def _found_whole(self) -> Result | None:
         """The step's output, which another driver has brought home and cleared up after."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra import tracking
+from infra.contracts import WEIGHT_SUFFIXES
 from tests.cluster.cluster_run import ClusterRun, cluster_run
 from tests.cluster.kuberay import NEEDS_KUBERAY
 
@@ -64,6 +65,8 @@ def test_driver_of_the_whole_job_killed_at_many_points_goes_on_with_the_same_run
         client = tracking.client(run.tracking_uri)
         runs = client.search_runs([client.get_experiment_by_name("slipway").experiment_id], max_results=500)
 
+    weights = {path.parent.name for path in tmp_path.glob("home-*/artifacts/*/*") if path.name.endswith(WEIGHT_SUFFIXES)}
+    assert {name.rpartition("-")[0] for name in weights} == {"quantize-openvino-int8"}, "a driver has those of the chosen model alone"
     started = Counter(run.orders)
     assert set(map(step_of, started)) >= HEAVY
     assert set(started.values()) == {1}, started

@@ -11,7 +11,7 @@ import pytest
 
 from infra.artifact_store import ArtifactStore, open_store
 from infra.child import REPOSITORY
-from infra.contracts import Manifest, write_manifest
+from infra.contracts import Manifest, no_weights, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, TransientError
 from infra.provenance import Provenance
 from infra.settings import load_settings
@@ -48,6 +48,24 @@ def test_artifact_pushed_is_fetched_by_name_and_by_content_with_its_seal(store: 
     store.push(ours)
     assert store.fetch_digest(manifest.digest, theirs) == theirs / "base-1"
     assert (theirs / "base-1/seal/signature.json").read_text() == "signed"
+
+
+def test_artifact_without_weights_is_fetched_by_a_driver_and_whole_where_they_are_needed(store: ArtifactStore, tmp_path: Path) -> None:
+    manifest = make(tmp_path / "ours/artifacts/base-1")
+    store.push(tmp_path / "ours/artifacts/base-1")
+    driver = tmp_path / "driver/artifacts"
+    light = ["config.json", "manifest.json"]
+    assert files(store.fetch("base-1", driver, no_weights)) == light
+    with pytest.raises(ArtifactError, match=r"w\.bin: named in the manifest but absent"):
+        verify(driver / "base-1")
+    store.place.write("artifacts/base-1/config.json", b"()")  # what is here is not fetched again
+    assert files(store.fetch("base-1", driver, no_weights)) == light
+    with pytest.raises(ArtifactError, match=r"config\.json: sha256"):
+        store.fetch("base-1", tmp_path / "other/artifacts", no_weights)
+    store.place.write("artifacts/base-1/config.json", b"{}")
+    assert verify(store.fetch("base-1", driver)) == manifest
+    store.place.remove("artifacts/base-1/sub/w.bin")
+    assert files(store.fetch("base-1", driver, no_weights)) == ["config.json", "manifest.json", "sub/w.bin"], "what is whole stays so"
 
 
 def test_artifact_whose_manifest_is_not_up_yet_does_not_exist(store: ArtifactStore, tmp_path: Path) -> None:

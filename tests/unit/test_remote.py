@@ -18,6 +18,7 @@ from infra.contracts import read_manifest, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError, SlipwayError, TransientError
 from infra.process import Job, TrackingTarget
 from infra.provenance import Provenance
+from infra.store_cleaning import clean_files
 from pipelines.executors.shipping import Shipment
 from serving.config import PredictJob, ServeConfig
 from tests.conftest import wait_for
@@ -57,7 +58,9 @@ def main(job: TextJob) -> None:
     if job.tracking:
         job.tracking.unsent_file.parent.mkdir(parents=True, exist_ok=True)
         job.tracking.unsent_file.write_text("figure")
-    if job.does == "write":
+    if job.does == "weigh":
+        (job.output_dir / "w.safetensors").write_text("weights")
+    if job.does in ("write", "weigh"):
         write_manifest(job.output_dir, "merged", job.provenance, parents={"base": base.digest})
 
 if __name__ == "__main__":
@@ -126,6 +129,39 @@ def test_output_of_a_program_elsewhere_is_the_artifact_of_a_program_here(store: 
     assert target.unsent_file is not None
     assert target.unsent_file.read_text() == "figure"
     assert store.find(made.digest) == "merge-2"
+
+
+def test_weights_that_were_made_elsewhere_stay_in_the_store(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    shipment = Shipment(store, home, "program_under_test", job(home, does="weigh"))
+    shipment.send()
+    assert run_elsewhere(shipment, tmp_path / "node/home") == 0
+    shipment.collect()
+    output = home / "staging/merge-2/output"
+    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "text"]
+    assert (store.fetch("merge-2", tmp_path / "server/artifacts") / "w.safetensors").read_text() == "weights"
+
+
+def test_files_of_a_job_stay_in_the_store_until_its_step_is_over(store: ArtifactStore, home: Path, tmp_path: Path) -> None:
+    """However old they are: it may have waited in a queue for days. Another run cleans at each moment."""
+    note, files = home / "staging/merge-2/note.txt", tmp_path / "store" / "files"
+    note.parent.mkdir(parents=True)
+    note.write_text("n")
+
+    def cleaned_by_another() -> list[str]:
+        for path in files.glob("*"):
+            os.utime(path, (0, 0))
+        return clean_files(store)
+
+    shipment = Shipment(store, home, "program_under_test", job(home, note=note, does="write no manifest"))
+    shipment.send()
+    assert cleaned_by_another() == []
+    assert run_elsewhere(shipment, tmp_path / "node/home") == 0
+    assert cleaned_by_another() == []
+    shipment.collect()
+    assert (home / "staging/merge-2/output/text").read_text() == "anc"
+    store.place.remove("staging/merge-2")  # as the runner does after a step
+    assert len(cleaned_by_another()) >= 2
+    assert list(files.glob("*")) == []
 
 
 @pytest.mark.parametrize(

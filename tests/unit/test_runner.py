@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from infra import orders
+from infra.artifact_store import open_store
 from infra.config import Config
 from infra.contracts import write_manifest
 from infra.errors import ArtifactError, ConfigError, SlipwayError, TransientError
@@ -81,6 +83,41 @@ def test_second_run_skips_every_step(settings: Settings) -> None:
     first, second = run(settings, chain()), run(settings, chain())
     assert second.skipped == ["first", "second"]
     assert second.artifacts["second"].path == first.artifacts["second"].path
+
+
+def test_run_here_goes_on_from_what_a_driver_left_in_the_store_and_fetches_it_whole(settings: Settings, tmp_path: Path) -> None:
+    """A driver of programs elsewhere keeps no weights; those that run here read them."""
+
+    def write_weights(config: Text, context: StepContext) -> None:
+        (context.output_dir / "w.safetensors").write_text(config.text)
+        write_manifest(context.output_dir, "dataset", context.provenance)
+
+    def read_weights(config: Text, context: StepContext) -> None:
+        (context.output_dir / "text").write_text((context.inputs["first"].path / "w.safetensors").read_text() + config.text)
+        write_manifest(context.output_dir, "dataset", context.provenance)
+
+    steps = [replace(chain()[0], run=write_weights), replace(chain()[1], run=read_weights)]
+    shared = settings.model_copy(update={"store": (tmp_path / "store").as_uri()})
+    made = run(shared, steps[:1]).artifacts["first"]
+    (made.path / "w.safetensors").unlink()
+    outcome = run(shared, steps)
+    assert outcome.skipped == ["first"]
+    assert (outcome.artifacts["second"].path / "text").read_text() == "ab"
+    (made.path / "w.safetensors").unlink()
+    assert run(settings, steps[:1]).skipped == [], "without the store it is made again"
+
+
+def test_run_takes_old_files_out_of_the_store_and_leaves_those_of_a_run_beside(settings: Settings, tmp_path: Path) -> None:
+    """Its own order is there, whose program may read them any moment, on a node that this run knows nothing of."""
+    store = open_store((tmp_path / "store").as_uri())
+    kept = {}
+    for name in ("left", "in use"):
+        (tmp_path / name).write_text(name)
+        kept[name] = store.push_file(tmp_path / name)
+        os.utime(tmp_path / "store" / "files" / kept[name], (0, 0))
+    orders.write(store, "staging/train-1/config.json", orders.Order(module="m", job={}, files={"rows.jsonl": kept["in use"]}))
+    run(settings.model_copy(update={"store": store.place.url}), chain())
+    assert store.place.names("files") == [kept["in use"]]
 
 
 def test_changed_config_redoes_that_step_and_those_after_it(settings: Settings) -> None:
