@@ -220,6 +220,28 @@ def adapter_options(adapters: Mapping[str, AdapterFiles], max_held: int) -> dict
     return {"enable_lora": True, "max_loras": max_held, "max_cpu_loras": max_held, "max_lora_rank": rank}
 
 
+def engine_options(model_dir: str, max_running_requests: int, cache_bytes: int) -> dict[str, Any]:
+    """vLLM's own settings of all else."""
+    return {
+        "model": model_dir,
+        "load_format": "safetensors",
+        "use_tqdm_on_load": False,
+        "generation_config": "vllm",  # no defaults of the model's own in place of what a request leaves out
+        "seed": random.getrandbits(31),  # of requests without one: replicas must not give all users the same "random" answers
+        "max_model_len": -1,
+        "max_num_seqs": max_running_requests,
+        "max_num_batched_tokens": max_running_requests if max_running_requests > LEAST_STEP_TOKENS else None,
+        "kv_cache_memory_bytes": cache_bytes,
+        "gpu_memory_utilization": 0.01,  # with the cache's size given it is but the least that must be free, by default nearly all
+        "enable_prefix_caching": True,  # a shared system prompt is computed once
+        "max_logprobs": MAX_TOP_LOGPROBS,
+        "logprobs_mode": "raw_logprobs",  # the model's own
+        "structured_outputs_config": {"backend": "xgrammar"},  # the first request would decide for all later ones
+        "enforce_eager": current_platform.is_cpu(),  # there compiling takes minutes and gains little
+        "disable_log_stats": True,
+    }
+
+
 def make_batch(
     model_dir: str,
     max_running_requests: int,
@@ -240,24 +262,9 @@ def make_batch(
         spare_requests_without_adapter()
         allow_top_k_of_no_rows()
     config = EngineArgs(
-        model=model_dir,
-        load_format="safetensors",
-        use_tqdm_on_load=False,
-        generation_config="vllm",  # no defaults of the model's own in place of what a request leaves out
-        seed=random.getrandbits(31),  # of requests without one: replicas must not give all users the same "random" answers
-        max_model_len=-1,
-        max_num_seqs=max_running_requests,
-        max_num_batched_tokens=max_running_requests if max_running_requests > LEAST_STEP_TOKENS else None,
-        kv_cache_memory_bytes=cache_bytes,
-        gpu_memory_utilization=0.01,  # with the cache's size given it is but the least that must be free, by default nearly all of the GPU
-        enable_prefix_caching=True,  # a shared system prompt is computed once
-        max_logprobs=MAX_TOP_LOGPROBS,
-        logprobs_mode="raw_logprobs",  # the model's own
-        structured_outputs_config={"backend": "xgrammar"},  # the first request would decide for all later ones
-        enforce_eager=current_platform.is_cpu(),  # there compiling takes minutes and gains little
-        disable_log_stats=True,
-        speculative_config=guesses_config(guessing) if guessing else None,
+        **engine_options(model_dir, max_running_requests, cache_bytes),
         **adapter_options(files, max_adapters),
+        speculative_config=guesses_config(guessing) if guessing else None,
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)  # whose defaults fit many requests at once
     context_tokens = config.model_config.max_model_len
     engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
