@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from infra.artifact_store import open_store
-from infra.errors import ConfigError, SlipwayError, TransientError
+from infra.errors import ConfigError, TransientError
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.connect import connect
 from pipelines.cluster.refs import Ref
@@ -174,110 +172,6 @@ def test_preempted_job_waits_and_goes_on_when_there_is_room(toy: Toy, kuberay: K
     assert toy.text == "made"
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "text"),
-    [
-        ({"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": "bad name"}, ConfigError, "bad name"),
-        ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, TransientError, "activeDeadlineSeconds"),
-        ({"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed"}, TransientError, "handed to its Ray cluster"),
-        ({"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "exit code 1"}, SlipwayError, "exit code 1"),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, TransientError, "stopped by someone"),
-    ],
-)
-def test_end_without_a_result_is_told_by_the_state_of_the_rayjob_which_is_deleted(
-    toy: Toy, cluster: Cluster, status: dict[str, Any], error: type[SlipwayError], text: str
-) -> None:
-    thread, raised = in_background(toy)
-    until(lambda: cluster.get(toy.ref))
-    set_status(toy, **status)
-    thread.join(20)
-    assert [type(each) for each in raised] == [error]
-    assert text in str(raised[0])
-    assert cluster.get(toy.ref) is None
-
-
-def make_pod(toy: Toy, status: dict[str, Any]) -> None:
-    cluster, labels = toy.cluster, {"app.kubernetes.io/instance": toy.ref.name}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker", "labels": labels}}
-    cluster.create({**pod, "spec": {"containers": [{"name": "ray-worker", "image": "absent:1"}]}})
-    cluster.merge(Ref("v1", "Pod", "worker"), {"status": status}, subresource="status")
-
-
-def container(state: dict[str, Any]) -> dict[str, Any]:
-    return {"name": "ray-worker", "image": "x", "imageID": "x", "ready": False, "restartCount": 0, "state": state}
-
-
-def test_pod_that_cannot_start_ends_the_wait(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.cluster.pod_watch.GRACE_S", {"none": 0.0, "little": 0.0})
-    thread, raised = in_background(toy)
-    until(lambda: cluster.get(toy.ref))
-    set_status(toy, jobDeploymentStatus="Initializing")
-    make_pod(toy, {"containerStatuses": [container({"waiting": {"reason": "InvalidImageName"}})]})
-    thread.join(20)
-    assert [type(each) for each in raised] == [ConfigError]
-    assert "InvalidImageName" in str(raised[0])
-    assert cluster.get(toy.ref) is None
-
-
-def test_job_that_failed_of_memory_is_told_by_that(toy: Toy, cluster: Cluster) -> None:
-    thread, raised = in_background(toy)
-    until(lambda: cluster.get(toy.ref))
-    make_pod(toy, {"containerStatuses": [container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]})
-    set_status(toy, jobDeploymentStatus="Failed", reason="AppFailed", message="a worker died")
-    thread.join(20)
-    assert [type(each) for each in raised] == [ConfigError]
-    assert "resources.limits.memory" in str(raised[0])
-
-
-def test_rayjob_that_nobody_looks_at_is_told(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rayjob_following, "OPERATOR_S", 0.2)
-    with pytest.raises(TransientError, match="KubeRay's operator running"):
-        toy.run()
-    assert cluster.get(toy.ref) is None
-
-
-def test_rayjob_in_a_queue_may_wait_unlooked_at(toy: Toy, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rayjob_following, "OPERATOR_S", 0.1)
-    thread, raised = in_background(toy, values={**VALUES, "rayJob": {"queueName": "team"}})
-    until(lambda: cluster.get(toy.ref))
-    time.sleep(0.5)
-    assert thread.is_alive()
-    cluster.delete(toy.ref)
-    thread.join(20)
-    assert "deleted by someone" in str(raised[0])
-
-
-@pytest.mark.slow
-def test_failed_rayjob_of_an_earlier_driver_makes_room_for_a_new_one(toy: Toy, server: Server, cluster: Cluster, tmp_path: Path) -> None:
-    thread, _ = in_background(toy, text="first")
-    until(lambda: cluster.get(toy.ref))
-    first = cluster.get(toy.ref)
-    assert first is not None
-    cluster.merge(toy.ref, {"metadata": {"finalizers": ["ray.io/rayjob-finalizer"]}})  # so that its end takes the operator
-    set_status(toy, jobDeploymentStatus="Failed", reason="SubmissionFailed", failed=2)
-    thread.join(20)
-    with KubeRay(server, connect(tmp_path / "kubeconfig"), tmp_path / "nodes") as kuberay:
-        toy.run(text="second")
-        assert len(kuberay.started) == 1
-    assert toy.text == "second"
-
-
-@pytest.mark.slow
-def test_cut_connections_and_a_forgotten_history_do_not_disturb_it(
-    toy: Toy, server: Server, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
-) -> None:
-    thread, raised = in_background(toy, num_steps=40)
-    until(lambda: kuberay.started)
-    for _ in range(3):
-        server.cut()
-        server.compact()
-        time.sleep(0.3)
-    thread.join(30)
-    assert raised == []
-    assert toy.log_file.read_text().count("toy step ends") == 1
-    assert len(kuberay.started) == 1
-
-
 def test_store_of_the_values_must_be_the_drivers(toy: Toy) -> None:
     with pytest.raises(ConfigError, match=r"s3://other, and SLIPWAY_STORE is file://"):
         toy.run(values={"store": {"url": "s3://other"}})
@@ -290,62 +184,3 @@ def test_names_are_such_as_kuberay_takes_and_differ_where_slot_or_store_does() -
     assert len(set(names)) == len(names)
     assert all(len(name) <= kubernetes.MAX_NAME_CHARS and name.replace("-", "").isalnum() and name[-1] != "-" for name in names)
     assert job_name(long, "s3://one") == names[0]
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-from pipelines.cluster.connect import connect
-from tests.cluster.test_kubernetes_executor import Toy
-place = Path(sys.argv[1])
-Toy(connect(place / "kubeconfig"), place).run(text="by whichever driver", num_steps=30)
-"""
-
-
-def start_driver(place: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(place)], env=environment, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_interrupted_driver_leaves_the_job_running_and_says_how_to_end_it(
-    toy: Toy, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
-) -> None:
-    driver = start_driver(tmp_path)
-    until(lambda: kuberay.started)
-    driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=30)
-    assert f"kubectl --namespace default delete rayjob {toy.ref.name}" in said
-    assert cluster.get(toy.ref) is not None
-    assert kuberay.started[0].process.poll() is None
-
-
-@pytest.mark.slow
-def test_driver_killed_at_any_point_and_started_again_follows_the_same_run(
-    toy: Toy, server: Server, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
-) -> None:
-    # Before it has sent anything, with the order sent, with the RayJob applied, while it starts, runs and ends, and after its end.
-    moments: list[Callable[[], object]] = [
-        lambda: (tmp_path / "store").exists(),
-        lambda: list((tmp_path / "store").rglob("config.json")),
-        lambda: cluster.get(toy.ref),
-        lambda: kuberay.started,
-        lambda: list((tmp_path / "store").rglob("*progress.jsonl")),
-        lambda: list((tmp_path / "store").rglob("*result.json")),
-        lambda: (toy.slot / "output").exists(),
-    ]
-    uids: set[str] = set()
-    for moment in moments:
-        driver = start_driver(tmp_path)
-        until(lambda driver=driver, moment=moment: moment() or driver.poll() is not None)  # type: ignore[misc]
-        if (live := cluster.get(toy.ref)) is not None:
-            uids.add(live["metadata"]["uid"])
-        driver.kill()
-        driver.communicate()
-    last = start_driver(tmp_path)
-    _, said = last.communicate(timeout=60)
-    assert last.returncode == 0, said
-    assert toy.text == "by whichever driver"
-    assert len(uids) <= 1
-    assert len(kuberay.started) == 1
-    until(lambda: cluster.get(toy.ref) is None)
