@@ -1,4 +1,5 @@
-# Serving by vLLM on GPUs, as nodes of a Ray cluster. CUDA's libraries come with the packages; the driver is the node's.
+# Serving by vLLM on GPUs, or by torch what bitsandbytes quantized, as nodes of a Ray cluster. CUDA's libraries come with the packages; the
+# driver is the node's.
 #   docker build -f infra/images/serve-gpu.Dockerfile -t slipway-serve-gpu:0.1.0 .
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
@@ -44,7 +45,8 @@ RUN slipway --version \
     && ray --version \
     && python -c "import infra.filesystems, infra.remote, ray.dashboard.optional_deps, ray.job_submission, ray.serve" \
     && python -c "import serving.app, serving.predict, serving.score, serving.engines.vllm, serving.engines.torch_steps" \
-    && python -c "import serving.batch.worker, serving.otlp, torch, vllm.version; assert torch.version.cuda, torch.__version__"
+    && python -c "import accelerate, bitsandbytes, serving.batch.worker, serving.otlp" \
+    && python -c "import torch, vllm.version; assert torch.version.cuda, torch.__version__"
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
     CMD ["python", "-m", "infra.healthcheck", "http://127.0.0.1:8000/health"]
