@@ -70,20 +70,20 @@ from pathlib import Path
 from pipelines.cluster.connect import connect
 from tests.cluster.test_kubernetes_executor import Toy
 place = Path(sys.argv[1])
-Toy(connect(place / "kubeconfig"), place).run(text="by whichever driver", num_steps=30)
+Toy(connect(place / "kubeconfig"), place).run(text="by whichever driver", num_steps=int(sys.argv[2]))
 """
 
 
-def start_driver(place: Path) -> subprocess.Popen[str]:
+def start_driver(place: Path, num_steps: int = 30) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(place)], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(place), str(num_steps)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_interrupted_driver_leaves_the_job_running_and_says_how_to_end_it(
     toy: Toy, kuberay: KubeRay, cluster: Cluster, tmp_path: Path
 ) -> None:
-    driver = start_driver(tmp_path)
+    driver = start_driver(tmp_path, num_steps=2000)  # which nobody waits for
     until(lambda: kuberay.started)
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=30)
