@@ -20,7 +20,7 @@ from pipelines.measures import GatesConfig, MetricGate
 Gate = dict[str, Any]
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-BASE = "base"
+BASE, MERGED = "base", "merged"
 TRAIN_MORE = "Train on more rows or longer (train.epochs)"
 FINER = "Try a format that keeps more (quantize.formats) or a smaller quantize.group_size"
 WIDER = "allow more in the spec's gates"
@@ -130,12 +130,14 @@ def cost_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gat
     return gates
 
 
-def task_gates(config: GatesConfig, evidence: Evidence) -> list[Gate]:
-    """The task of lm-evaluation-harness that the merged model has forgotten most of, where the spec asks for it."""
+def task_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gate]:
+    """The task of lm-evaluation-harness that most was forgotten of, where the spec asks for it: by the served model, or else the merged."""
     if config.max_task_loss is None:
         return []
-    losses = {it["metric"]: it["loss"]["value"] for it in evidence.comparisons if it["metric"].startswith(PREFIX)}
-    title = "loss of the merged model in its worst task"
+    compared = [it for it in evidence.comparisons if it["metric"].startswith(PREFIX)]
+    model = served if any(it["model"] == served for it in compared) else MERGED
+    losses = {it["metric"]: it["loss"]["value"] for it in compared if it["model"] == model}
+    title = f"loss of {model} in its worst task"
     if not losses:
         return [at_most(title, None, config.max_task_loss, "No task gave a figure with a standard error: name others in evaluate.lm_eval")]
     worst = max(losses, key=lambda name: (losses[name], name))

@@ -93,7 +93,7 @@ def decide(
         *score_gates(config, scores, served, metric),
         loss_gate("drop by quantization", config, drop, metric, margin, served, evidence),
         *metric_gates(config, scores, served, reference, evidence),
-        *task_gates(config, evidence),
+        *task_gates(config, served, evidence),
         *cost_gates(config, served, evidence),
         *receipt_gates(config, evidence.receipt),
         *agreement_gates(config, certificate),

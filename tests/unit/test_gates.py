@@ -194,12 +194,23 @@ def test_task_gate_reads_the_task_that_was_forgotten_most() -> None:
     before = {"lm_eval.a.acc": TaskFigure(value=0.6, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.5, stderr=0.03, n=200)}
     after = {"lm_eval.a.acc": TaskFigure(value=0.62, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.4, stderr=0.03, n=200)}
     evidence = Evidence(comparisons=task_comparisons("merged", after, "base", before, 0.95))
-    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of the merged model in its worst task"
+    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of merged in its worst task"
     assert decided(GatesConfig(max_task_loss=0.1), measured, evidence)[name]["passed"]
     refused = decided(GatesConfig(max_task_loss=0.09), measured, evidence)[name]
     assert not refused["passed"]
     assert refused["detail"].startswith("lm_eval.b.acc: 0.100, at most 0.090 allowed: 0.010 too much.")
     assert not decided(GatesConfig(max_task_loss=0.09), measured)[name]["passed"]
+
+
+def test_task_gate_judges_the_served_model_where_it_did_the_tasks() -> None:
+    """The merged model has forgotten little, this candidate more and another most."""
+    told = []
+    for model, value in (("merged", 0.58), ("int8", 0.5), ("int4", 0.2)):
+        found = {"lm_eval.a.acc": TaskFigure(value=value, stderr=0.03, n=200)}
+        told += task_comparisons(model, found, "base", {"lm_eval.a.acc": TaskFigure(value=0.6, stderr=0.03, n=200)}, 0.95)
+    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of int8 in its worst task"
+    gate = decided(GatesConfig(max_task_loss=0.09), measured, Evidence(comparisons=told))[name]
+    assert gate["detail"].startswith("lm_eval.a.acc: 0.100, at most 0.090 allowed: 0.010 too much.")
 
 
 def test_gates_on_what_nobody_measured_refuse() -> None:
