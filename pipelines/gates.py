@@ -38,8 +38,8 @@ class Evidence:
     """receipt.json: what became of rows and tokens, by split."""
     size_bytes: int | None = None
     """Of the candidate's folder."""
-    latency_s: float | None = None
-    """Seconds of one answer while the engine answers nothing else."""
+    latency_s: Interval | None = None
+    """Mean seconds of one answer while the engine answers nothing else."""
 
     def loss_interval(self, model: str, metric: str) -> Interval | None:
         """How much worse the model is than the one it was made from, where that was compared."""
@@ -123,7 +123,9 @@ def cost_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gat
     gates = []
     if config.max_latency_s is not None:
         advice = "Choose a smaller format (quantize.formats) or raise gates.max_latency_s"
-        gates.append(at_most(f"seconds of an answer of {served}", evidence.latency_s, config.max_latency_s, advice))
+        found = evidence.latency_s
+        gate = at_most(f"seconds of an answer of {served}", found.value if found else None, config.max_latency_s, advice)
+        gates.append(gate | {"detail": f"mean{_limits(found)}: {gate['detail']}"} if found else gate)
     if config.max_size_bytes is not None:
         advice = "Choose a smaller format (quantize.formats) or raise gates.max_size_bytes"
         gates.append(at_most(f"bytes of {served}", evidence.size_bytes, config.max_size_bytes, advice))

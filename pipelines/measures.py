@@ -29,6 +29,9 @@ class EvaluateConfig(Config):
     lm_eval: TasksConfig | None = None
     """Tasks of lm-evaluation-harness for the base, the merged model and each candidate for serving, which show what was forgotten; absent
     means none. Their figures are scores named `lm_eval.TASK.METRIC`. Needs the extra `lm-eval`, and the tasks' rows in the hub's cache."""
+    latency_rows: int = Field(32, ge=1, le=10_000)
+    """Held-out rows, spread over the split, that each candidate answers alone, where `latency_s` is a metric or `gates.max_latency_s` is
+    asked; each costs a whole answer."""
     repeated_rows: int = Field(32, ge=0, le=100_000)
     """Rows that each served candidate answers a second time, which measures the noise of its figures; 0 means none."""
 
@@ -95,7 +98,7 @@ class GatesConfig(Config):
     """Most that the served model may be worse than the base in any task of `evaluate.lm_eval`; the merged one, where none is served to do
     them (`evaluate.lm_eval.on_served`)."""
     max_latency_s: float | None = Field(None, gt=0)
-    """Most seconds that one answer may take on average while the engine answers nothing else, in the timing of the candidates."""
+    """Most seconds that one answer may take while the engine answers nothing else, on average of `evaluate.latency_rows` answers."""
     max_size_bytes: int | None = Field(None, ge=1)
     """Most bytes of the served model's folder."""
     max_lost_rows_share: float | None = Field(None, ge=0, le=1)

@@ -148,7 +148,7 @@ def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: di
     assert {name for name, each in gates.items() if not each["passed"]} == {"exact_match_json of openvino-int8 on its worst slice"}
     assert "within the noise floor of 0.139" in gates["drop by quantization"]["detail"]
     assert gates["bytes of openvino-int8"]["detail"] == "1,000, at most 1,000 allowed"
-    assert gates["seconds of an answer of openvino-int8"]["detail"] == "0.250, at most 0.400 allowed"
+    assert gates["seconds of an answer of openvino-int8"]["detail"] == "mean [0.200, 0.300] on 2 rows: 0.250, at most 0.400 allowed"
 
 
 def test_evaluate_with_an_answer_missing_or_of_another_row_is_refused(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

@@ -10,6 +10,7 @@ from infra.config import parse
 from infra.errors import ConfigError
 from infra.evaluation.comparison import compare, told_together
 from infra.evaluation.metrics import find_metric
+from infra.evaluation.statistics import Interval
 from infra.evaluation.tasks import TaskFigure, task_comparisons
 from pipelines.gates import Evidence
 from pipelines.measures import GatesConfig, MetricGate
@@ -179,7 +180,7 @@ def test_cost_and_receipt_gates_at_their_thresholds_and_beyond() -> None:
         "train": {"rows_read": 100, "rows_kept": 98, "tokens_read": 1000, "tokens_kept": 900},
         "heldout": {"rows_read": 10, "rows_kept": 10, "tokens_read": 90, "tokens_kept": 90},
     }
-    evidence = Evidence(receipt=receipt, size_bytes=150_000_000, latency_s=0.4)
+    evidence = Evidence(receipt=receipt, size_bytes=150_000_000, latency_s=Interval(0.4, 0.3, 0.5, 32))
     measured = scores(0.0, 0.98, 0.98, 0.96)
     at = GatesConfig(max_latency_s=0.4, max_size_bytes=150_000_000, max_lost_rows_share=0.02, max_lost_tokens_share=0.1)
     assert all(gate["passed"] for gate in decided(at, measured, evidence).values())
@@ -187,6 +188,9 @@ def test_cost_and_receipt_gates_at_their_thresholds_and_beyond() -> None:
     refused = {name: gate["detail"] for name, gate in decided(beyond, measured, evidence).items() if not gate["passed"]}
     assert list(refused) == ["seconds of an answer of int8", "bytes of int8", "rows lost of train", "tokens lost of train"]
     assert "0.010 too much" in refused["tokens lost of train"]
+    assert refused["seconds of an answer of int8"].startswith(
+        "mean [0.300, 0.500] on 32 rows: 0.400, at most 0.390 allowed: 0.010 too much."
+    )
     assert "150,000,000, at most 149,999,999 allowed" in refused["bytes of int8"]
 
 
