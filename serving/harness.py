@@ -47,10 +47,12 @@ def run_tasks(job: HarnessJob) -> None:
 
 
 class ServedModel(TemplateLM):  # type: ignore[misc]
-    """A model of one engine, as the harness asks one."""
+    """A model of one engine, as the harness asks one.
+
+    Making it raises ConfigError where the engine's library tells no whole distributions, ArtifactError where it cannot read the model.
+    """
 
     def __init__(self, model_dir: Path, serve: ServeConfig, facts: ModelFacts) -> None:
-        """Raises ConfigError where the engine's library tells no whole distributions, ArtifactError where it cannot read the model."""
         super().__init__()
         run = open_model(model_dir, serve)
         if run is None:
