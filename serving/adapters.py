@@ -61,6 +61,11 @@ def require_adapters(config: ServeConfig, model_dir: Path, model: Manifest) -> N
         raise ConfigError("serve.adapters: not all of them can be served\n" + "\n".join(f"  - {line}" for line in problems))
 
 
+def with_absolute_adapters(config: ServeConfig) -> ServeConfig:
+    """The configuration with paths to its adapters that hold in any folder."""
+    return config.model_copy(update={"adapters": {name: folder.absolute() for name, folder in config.adapters.items()}})
+
+
 def adapter_settings(config: ServeConfig) -> dict[str, Any]:
     """What the engine's process is told of the adapters; empty where there are none. Raises ArtifactError where one is not there."""
     if not config.adapters:

@@ -22,7 +22,7 @@ from infra.files import write_json_atomic
 from infra.local_ray import start_ray
 from infra.network import SERVE_PORT_OPTION, require_free_port
 from infra.process import run_program
-from serving.adapters import require_adapters
+from serving.adapters import require_adapters, with_absolute_adapters
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.cores import num_needed, require_gpus, with_cores
 from serving.engines.interpreter import engine_python
@@ -56,7 +56,8 @@ def run(job: ServeJob) -> None:
         require_adapters(each.serve, each.model_dir, verify_model(each.model_dir, each.serve))
         require_all_trusted(each.model_dir, each.model_name, each.serve)
     require_free_port(job.serve.host, job.serve.port, SERVE_PORT_OPTION)
-    job = _with_adapters(_with_keys(job))
+    job = _with_keys(job)
+    job = job.model_copy(update={"serve": with_absolute_adapters(job.serve)})
     configs = with_cores([each.serve for each in job.per_pool])
     jobs = [_with_python(each.model_copy(update={"serve": config})) for each, config in zip(job.per_pool, configs, strict=True)]
     ready_file = job.output_dir / READY_NAME
@@ -91,12 +92,6 @@ def _with_keys(job: ServeJob) -> ServeJob:
         return job
     api_keys.read(path)
     return job.model_copy(update={"serve": job.serve.model_copy(update={"api_keys_file": path.absolute()})})
-
-
-def _with_adapters(job: ServeJob) -> ServeJob:
-    """The job with absolute paths to its adapters."""
-    adapters = {name: folder.absolute() for name, folder in job.serve.adapters.items()}
-    return job.model_copy(update={"serve": job.serve.model_copy(update={"adapters": adapters})})
 
 
 def _with_python(job: ServeJob) -> ServeJob:

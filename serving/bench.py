@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from infra.chat import ChatCodec, load_codec
 from infra.contracts import verify
 from infra.errors import ConfigError, SlipwayError, TransientError
@@ -32,6 +34,7 @@ from serving.engines.openvino_steps import Batch, load
 from serving.load import prompt
 
 NUM_ONE_TOKEN = 40
+VARIANT = "variant"
 WARM_UP = (4, 16)
 """Streams and tokens of the turn that nobody counts: the first steps of a shape are compiled."""
 
@@ -48,6 +51,8 @@ async def bench(given: argparse.Namespace) -> dict[str, Any]:
             name: servers.enter_context(peer_server(name, python, models[name], max(given.streams), num_threads))
             for name, python in given.peer
         }
+        if given.variant:
+            peers[VARIANT], _ = servers.enter_context(our_server(given.model, given.variant.model_copy(update={"port": free_port()})))
         codec = load_codec(given.model)
         batch = Batch(load(str(given.model), limits.max_running_requests, limits.cache_gb, num_threads))
         await _turn(batch, codec, ours, peers, *WARM_UP)
@@ -56,7 +61,8 @@ async def bench(given: argparse.Namespace) -> dict[str, Any]:
         rss_bytes, cold_start_s = ours.replica_rss_bytes, ours.replica_start_s
     return {
         "streams": {str(n): _summary(results) for n, results in turns.items()},
-        "peers": {name: {str(n): _peer_ratio(results, name) for n, results in turns.items()} for name in peers},
+        "peers": {name: {str(n): _peer_ratio(results, name) for n, results in turns.items()} for name in peers if name != VARIANT},
+        "variant": {str(n): round(1 / _peer_ratio(results, VARIANT), 3) for n, results in turns.items()} if given.variant else {},
         **one_token,
         "cold_start_s": cold_start_s,
         "server_started_s": started_s,
@@ -156,6 +162,13 @@ def _named_python(text: str) -> tuple[str, Path]:
     return name, Path(python)
 
 
+def _serve_config(text: str) -> ServeConfig:
+    try:
+        return ServeConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(f"{text}: the fields of `serve` as JSON are needed: {error}") from error
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -166,6 +179,7 @@ def main() -> None:
     parser.add_argument("--peer", type=_named_python, action="append", default=[], help="llama.cpp=PYTHON or vllm=PYTHON; may be repeated")
     parser.add_argument("--peer-gguf", type=Path, help="the same base model as a GGUF file, for llama.cpp, which takes it to 8 bits")
     parser.add_argument("--peer-model", type=Path, help="the same base model as a folder, for vllm, which takes it in bfloat16")
+    parser.add_argument("--variant", type=_serve_config, help="fields of `serve` as JSON: a second server of ours, compared with the first")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with the other commands; JSON is always the last line")
     given = parser.parse_args()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -242,21 +242,26 @@ class ScoreJob(Job):
     """The engine, and what it may use."""
 
 
-class ServeJob(Job):
-    """`python -m serving.app`: serves until it is told to stop (SIGTERM or Ctrl-C)."""
+class AnswerJob(Job):
+    """A model that answers requests by its name, and adapters beside it by theirs."""
 
     model_dir: Path
     model_name: str
-    """The name clients ask for."""
+    """What the model is called in requests."""
     serve: ServeConfig = ServeConfig()
-    pool: PoolConfig | None = None
-    """The pool that this job is one of; set by the server itself."""
 
     @model_validator(mode="after")
-    def _check_names(self) -> ServeJob:
+    def _check_names(self) -> Self:
         if self.model_name in self.serve.adapters:
             raise ValueError(f"the model and one of serve.adapters are both named {self.model_name!r}. Give the adapter another name.")
         return self
+
+
+class ServeJob(AnswerJob):
+    """`python -m serving.app`: serves until it is told to stop (SIGTERM or Ctrl-C)."""
+
+    pool: PoolConfig | None = None
+    """The pool that this job is one of; set by the server itself."""
 
     @property
     def pool_name(self) -> str:
@@ -277,12 +282,9 @@ class ServeJob(Job):
         ) or (self,)
 
 
-class BatchJob(Job):
+class BatchJob(AnswerJob):
     """`python -m serving.batch`: answers to all rows of requests in a file or folder, as parts in `output_dir`."""
 
-    model_dir: Path
-    model_name: str
-    """What the model is called in requests that name one."""
     input: Path
     """A file `.jsonl`, `.ndjson` or `.parquet`, or a folder of them."""
     serve: ServeConfig = ServeConfig()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from infra.config import Config
 from infra.errors import ConfigError, TransientError
@@ -34,6 +34,8 @@ class Settings(Config):
 
     model_name: str
     model_digest: str
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """Digests of those beside the model, by name."""
     engine: EngineName
     weights: EngineWeights
     precision: Precision

@@ -2,7 +2,7 @@
 
 - `{"messages": [...], ...}` or `{"prompt": ..., ...}`: the body of a chat or of a completion, with `custom_id` or `id` beside it.
 - `{"custom_id", "method", "url", "body"}`: a line of OpenAI's batch format, whose answer has that format's `response` too.
-- A request that names no model means the one that answers.
+- A request names the model, or an adapter beside it as `NAME` or `MODEL:NAME`; without a name it means the model.
 """
 
 from __future__ import annotations

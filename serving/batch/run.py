@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from infra.contracts import read_manifest
 from infra.errors import ConfigError, SlipwayError, TransientError
 from infra.local_ray import local_ray
 from infra.process import Progress
 from infra.repeated import repeated
+from serving.adapters import require_adapters, with_absolute_adapters
 from serving.batch.answers import Tally
 from serving.batch.folder import BatchFolder, Manifest, Result, Settings
 from serving.batch.journal import JournalReader
@@ -25,7 +27,7 @@ from serving.cores import require_gpus, with_cores
 from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
 from serving.process_tree import adopt_orphans, end_children
-from serving.trust import require_trusted, settled_trust
+from serving.trust import require_all_trusted, settled_trust
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; no row ever passes through it
 LOOK_INTERVAL_S = 1.0
@@ -34,19 +36,19 @@ LOOK_INTERVAL_S = 1.0
 def run(job: BatchJob) -> None:
     """Answers `job.input` into `job.output_dir` and writes the result into its manifest.
 
-    Raises ArtifactError and ConfigError before anything starts, TransientError where it ends early and can be resumed.
+    Raises ArtifactError and ConfigError (an adapter of another base, say) before anything starts, TransientError where it ends early and
+    can be resumed.
     """
     started_s = time.monotonic()
     if job.serve.pools:
         raise ConfigError("serve.pools: a batch has engines of one kind. Set serve.pools=[], and what they have in common.")
-    if job.serve.adapters:
-        raise ConfigError("serve.adapters: a batch answers with one model. Set serve.adapters={}, or merge the adapter.")
-    digest = verify_model(job.model_dir, job.serve).digest
-    require_trusted(job.model_dir, job.model_name, settled_trust(job.serve))
+    model = verify_model(job.model_dir, job.serve)
+    require_adapters(job.serve, job.model_dir, model)
+    require_all_trusted(job.model_dir, job.model_name, settled_trust(job.serve))
     job = _settled(job)
     _require_apart(job)
     plan = make_plan(job.input, job.batch.rows_per_part)
-    settings = make_settings(job, digest, plan.format)
+    settings = make_settings(job, model.digest, plan.format)
     manifest = Manifest(input=plan.files, settings=settings, provenance=job.provenance)
     folder = BatchFolder(job.output_dir)
     with folder.locked():
@@ -70,17 +72,18 @@ def run(job: BatchJob) -> None:
 
 
 def _settled(job: BatchJob) -> BatchJob:
-    """The job with cores, the engine's Python and its folder settled. Raises ConfigError: too few cores, no Python with the engine."""
-    (config,) = with_cores([job.serve])
+    """The job with cores, the engine's Python and its folders settled. Raises ConfigError: too few cores, no Python with the engine."""
+    (config,) = with_cores([with_absolute_adapters(job.serve)])
     serve = config.model_copy(update={"engine_python": engine_python(config)})
     return job.model_copy(update={"serve": serve, "output_dir": job.output_dir.absolute()})
 
 
 def make_settings(job: BatchJob, model_digest: str, input_format: BatchFormat) -> Settings:
     """What of the job decides the answers."""
-    limits = job.serve.model_dump(include=Settings.model_fields.keys() & ServeConfig.model_fields.keys())
+    limits = job.serve.model_dump(include=(Settings.model_fields.keys() & ServeConfig.model_fields.keys()) - {"adapters"})
     batch = job.batch.model_dump() | {"format": job.batch.format or input_format}
-    return Settings(model_name=job.model_name, model_digest=model_digest, **limits, **batch)
+    adapters = {name: read_manifest(folder).digest for name, folder in job.serve.adapters.items()}
+    return Settings(model_name=job.model_name, model_digest=model_digest, adapters=adapters, **limits, **batch)
 
 
 def _require_apart(job: BatchJob) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from serving.admission import Gate
 from serving.config import ServeConfig
 from serving.openai_api import build_api
 from serving.opening import make_service
+from tests.conftest import ToyAdapter, toy_row
 
 TOOL = {"type": "function", "function": {"name": "set_lamp", "parameters": {"type": "object", "properties": {}}}}
 LONG_ROWS, LONG_TOKENS, PART_ROWS = 320, 180, 16
@@ -137,6 +138,34 @@ def test_batch_answers_are_those_of_the_server(toy_base: Path, tmp_path: Path) -
     assert counted["completion_tokens"] == sum(row["usage"]["completion_tokens"] for row in found if row["usage"])
 
 
+@pytest.mark.slow
+def test_batch_rows_are_answered_by_the_adapter_that_they_name(
+    toy_base: Path, adapters_of: Callable[[Path], dict[str, ToyAdapter]], tmp_path: Path
+) -> None:
+    """The folder of answers is that of these adapters: another under the same name is refused."""
+    adapters = adapters_of(toy_base)
+    named = ["red", "toy:blue", "blue", "toy:red"] * 4
+    bodies = [{"messages": toy_row(number)["messages"][:2], "max_tokens": 24, "model": name} for number, name in enumerate(named)]
+    source = write_rows(tmp_path / "in.jsonl", [*bodies, chat(1), chat(1, model="green")])
+    serve = {
+        "engine": "torch",
+        "allow_unsigned": ["toy", *adapters],
+        "adapters": {name: str(each.folder) for name, each in adapters.items()},
+    }
+    finish(start_program(toy_base, source, tmp_path / "out", tmp_path / "place", **serve))
+    found = answers(tmp_path / "out")
+    for name, row in zip(named, found, strict=False):
+        assert row["text"].startswith(adapters[name.removeprefix("toy:")].taught)
+    alone, unknown = found[-2:]
+    assert not any(alone["text"].startswith(each.taught) for each in adapters.values())
+    assert unknown["error"]["code"] == "model_not_found"
+    serve["adapters"] = {"red": serve["adapters"]["blue"], "blue": serve["adapters"]["blue"]}
+    process = start_program(toy_base, source, tmp_path / "out", tmp_path / "place", **serve)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "settings adapters red: was" in errors
+
+
 def without_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
     """A choice with the tokens of its log-probabilities alone: the last digits depend on the company too."""
     likely = (choice["logprobs"] or {}).get("content") or []
@@ -234,7 +263,7 @@ def test_batch_bad_input_exits_2_before_ray_starts(toy_quantized: Path, toy_base
         ([str(toy_quantized), str(tmp_path), str(tmp_path / "out")], "lies in"),
         ([str(toy_quantized), str(source), str(tmp_path / "out"), "--format", "csv"], "batch.format"),
         ([str(toy_quantized), str(source), str(tmp_path / "out"), "--set", "serve.pools=[{name: a}]"], "engines of one kind"),
-        ([str(toy_quantized), str(source), str(tmp_path / "out"), "--set", "serve.adapters.red=folder"], "answers with one model"),
+        ([str(toy_quantized), str(source), str(tmp_path / "out"), "--set", "serve.adapters.red=folder"], "red (folder): "),
     ]
     for arguments, needed in bad:
         process = slipway(tmp_path / "home", *arguments)

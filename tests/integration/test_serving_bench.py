@@ -20,12 +20,14 @@ def run(module: str, *options: str) -> Any:
 @pytest.mark.slow
 def test_bench_serve_compares_the_engine_and_its_server(toy_quantized: Path) -> None:
     options = ["--json", "--model", str(toy_quantized), "--streams", "1", "4", "--rounds", "1", "--new-tokens", "16"]
+    options += ["--variant", '{"speculative": {"kind": "prompt_lookup"}}']
     figures = run("serving.bench", *options)
     assert set(figures["streams"]) == {"1", "4"}
     four = figures["streams"]["4"]
     assert four["ratio_to_engine"] == round(four["tokens_per_s"] / four["engine_tokens_per_s"], 3)
     assert {"added_ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms", "cpu_outside_engine_share"} <= set(four)
     assert figures["peers"] == {}
+    assert set(figures["variant"]) == {"1", "4"}
     assert figures["cold_start_s"] > 0
     assert figures["replica_rss_bytes"] > 50 << 20
     assert figures["one_token_p50_s"] >= figures["engine_one_token_p50_s"] > 0

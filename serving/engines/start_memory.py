@@ -1,0 +1,47 @@
+"""Memory that a process needed at its start alone, given back.
+
+Those are the mapped files of a model, of which a library has made its own copy, and of the libraries' code that read and compiled it: of
+219 MB in an OpenVINO process with the 135M model answers touch some 70 again. And what the allocator kept of freed memory: 13 MB there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+MADV_DONTNEED = 4  # Linux, madvise(2): later reads find the file's content again
+
+
+def release_start_memory() -> None:
+    """Gives back both; elsewhere than on Linux with glibc nothing happens."""
+    if sys.platform != "linux":
+        return
+    release_file_pages()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def release_file_pages() -> int:
+    """Gives back this process's pages of files that it has mapped to read, and returns how many bytes of address space that concerned.
+
+    The system keeps the files cached, and a page that is read after all comes back from there. What was ever written through a mapping of
+    its own (the addresses that a linker fills in, say) is not in the file and stays. For Linux.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return sum(end - start for start, end in list(_unwritten_files()) if libc.madvise(start, end - start, MADV_DONTNEED) == 0)
+
+
+def _unwritten_files() -> Iterator[tuple[int, int]]:
+    """First address and the one after the last of each mapping of a file that cannot be written and never was."""
+    place = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *others = line.split(maxsplit=5)
+        if not first.endswith(":"):  # the first line of a mapping: addresses, mode, offset, device, inode, name
+            is_read_only_file = len(others) == 5 and others[4].startswith("/") and "w" not in others[0]
+            place = first if is_read_only_file else None
+        elif first == "Anonymous:" and place is not None and others[0] == "0":
+            start, _, end = place.partition("-")
+            yield int(start, 16), int(end, 16)
