@@ -20,7 +20,7 @@ from pipelines.measures import GatesConfig, MetricGate
 Gate = dict[str, Any]
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-BASE = "base"
+BASE, MERGED = "base", "merged"
 TRAIN_MORE = "Train on more rows or longer (train.epochs)"
 FINER = "Try a format that keeps more (quantize.formats) or a smaller quantize.group_size"
 WIDER = "allow more in the spec's gates"
@@ -38,8 +38,8 @@ class Evidence:
     """receipt.json: what became of rows and tokens, by split."""
     size_bytes: int | None = None
     """Of the candidate's folder."""
-    latency_s: float | None = None
-    """Seconds of one answer while the engine answers nothing else."""
+    latency_s: Interval | None = None
+    """Mean seconds of one answer while the engine answers nothing else."""
 
     def loss_interval(self, model: str, metric: str) -> Interval | None:
         """How much worse the model is than the one it was made from, where that was compared."""
@@ -123,19 +123,23 @@ def cost_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gat
     gates = []
     if config.max_latency_s is not None:
         advice = "Choose a smaller format (quantize.formats) or raise gates.max_latency_s"
-        gates.append(at_most(f"seconds of an answer of {served}", evidence.latency_s, config.max_latency_s, advice))
+        found = evidence.latency_s
+        gate = at_most(f"seconds of an answer of {served}", found.value if found else None, config.max_latency_s, advice)
+        gates.append(gate | {"detail": f"mean{_limits(found)}: {gate['detail']}"} if found else gate)
     if config.max_size_bytes is not None:
         advice = "Choose a smaller format (quantize.formats) or raise gates.max_size_bytes"
         gates.append(at_most(f"bytes of {served}", evidence.size_bytes, config.max_size_bytes, advice))
     return gates
 
 
-def task_gates(config: GatesConfig, evidence: Evidence) -> list[Gate]:
-    """The task of lm-evaluation-harness that the merged model has forgotten most of, where the spec asks for it."""
+def task_gates(config: GatesConfig, served: str, evidence: Evidence) -> list[Gate]:
+    """The task of lm-evaluation-harness that most was forgotten of, where the spec asks for it: by the served model, or else the merged."""
     if config.max_task_loss is None:
         return []
-    losses = {it["metric"]: it["loss"]["value"] for it in evidence.comparisons if it["metric"].startswith(PREFIX)}
-    title = "loss of the merged model in its worst task"
+    compared = [it for it in evidence.comparisons if it["metric"].startswith(PREFIX)]
+    model = served if any(it["model"] == served for it in compared) else MERGED
+    losses = {it["metric"]: it["loss"]["value"] for it in compared if it["model"] == model}
+    title = f"loss of {model} in its worst task"
     if not losses:
         return [at_most(title, None, config.max_task_loss, "No task gave a figure with a standard error: name others in evaluate.lm_eval")]
     worst = max(losses, key=lambda name: (losses[name], name))

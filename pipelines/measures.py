@@ -27,8 +27,11 @@ class EvaluateConfig(Config):
     slices: tuple[SliceBy, ...] = SLICES_BY
     """Slices beside those that rows name: by the tool of the expected call, by the prompt's length, by the row's `language`."""
     lm_eval: TasksConfig | None = None
-    """Tasks of lm-evaluation-harness for the base and the merged model, which show what it has forgotten; absent means none. Their figures
-    are scores named `lm_eval.TASK.METRIC`. Needs the extra `lm-eval`, and the tasks' rows in the hub's cache."""
+    """Tasks of lm-evaluation-harness for the base, the merged model and each candidate for serving, which show what was forgotten; absent
+    means none. Their figures are scores named `lm_eval.TASK.METRIC`. Needs the extra `lm-eval`, and the tasks' rows in the hub's cache."""
+    latency_rows: int = Field(32, ge=1, le=10_000)
+    """Held-out rows, spread over the split, that each candidate answers alone, where `latency_s` is a metric or `gates.max_latency_s` is
+    asked; each costs a whole answer."""
     repeated_rows: int = Field(32, ge=0, le=100_000)
     """Rows that each served candidate answers a second time, which measures the noise of its figures; 0 means none."""
 
@@ -92,9 +95,10 @@ class GatesConfig(Config):
     metrics: dict[str, MetricGate] = Field(default_factory=dict)
     """Gates on further metrics, by name; each must be among `evaluate.metrics`."""
     max_task_loss: float | None = Field(None, ge=0)
-    """Most that the merged model may be worse than the base in any task of `evaluate.lm_eval`."""
+    """Most that the served model may be worse than the base in any task of `evaluate.lm_eval`; the merged one, where none is served to do
+    them (`evaluate.lm_eval.on_served`)."""
     max_latency_s: float | None = Field(None, gt=0)
-    """Most seconds that one answer may take on average while the engine answers nothing else, in the timing of the candidates."""
+    """Most seconds that one answer may take while the engine answers nothing else, on average of `evaluate.latency_rows` answers."""
     max_size_bytes: int | None = Field(None, ge=1)
     """Most bytes of the served model's folder."""
     max_lost_rows_share: float | None = Field(None, ge=0, le=1)

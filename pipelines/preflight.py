@@ -30,6 +30,7 @@ MODULES_BY_STEP = {
     **{f"quantize-{name}": MODULES_BY_ENGINE[engine][0] for name, engine in ENGINE_OF_FORMAT.items()},
     **{f"{kind}-{name}": MODULES_BY_ENGINE[engine][1] for name, engine in ENGINE_OF_FORMAT.items() for kind in ("predict", "repeat")},
     **{f"tasks-{name}": ("torch", "lm_eval") for name in ("base", "merged")},
+    **{f"tasks-{name}": (*MODULES_BY_ENGINE[engine][1], "lm_eval") for name, engine in ENGINE_OF_FORMAT.items()},
 }
 QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers", "bitsandbytes")
 EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve", "lm_eval": "lm-eval"}

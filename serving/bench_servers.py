@@ -68,18 +68,26 @@ class Server:
     @property
     def rss_bytes(self) -> int:
         """Memory of all its processes, what they share counted in each."""
-        sizes = []
-        for process in self.family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                sizes.append(process.memory_info().rss)
-        return sum(sizes)
+        return self._rss_bytes()
 
     @property
     def replica_rss_bytes(self) -> int:
         """Memory of one replica: its own process and its engine's."""
-        words = ("ServeReplica", *ENGINE_WORDS)
-        found = [each for each in self.family if any(word in " ".join(each.cmdline()) for word in words)]
-        return sum(process.memory_info().rss for process in found)
+        return self._rss_bytes("ServeReplica", *ENGINE_WORDS)
+
+    @property
+    def engine_rss_bytes(self) -> int:
+        """Memory of its engines' processes."""
+        return self._rss_bytes(*ENGINE_WORDS)
+
+    def _rss_bytes(self, *words: str) -> int:
+        """Memory of the processes whose commands have one of these words in them; no words mean all."""
+        size_bytes = 0
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not words or any(word in " ".join(process.cmdline()) for word in words):
+                    size_bytes += process.memory_info().rss
+        return size_bytes
 
 
 @contextmanager

@@ -227,6 +227,8 @@ class PredictJob(Job):
     """The engine, and what it may use."""
     timed_streams: tuple[int, ...] = ()
     """Numbers of requests at once at which the engine is timed; its figures go to `speed.json`."""
+    latency_rows: int = Field(0, ge=0)
+    """Rows, spread over the prompts, whose answers are timed alone; their seconds go to the answers."""
 
 
 class ScoreJob(Job):

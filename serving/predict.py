@@ -15,9 +15,7 @@ from serving.config import PredictJob
 from serving.engines.base import Engine, Sampling
 from serving.engines.registry import make_engine, verify_model
 from serving.likelihood import expected_logprobs
-from serving.timing import Speed, latencies_s, measure, write_speed
-
-NUM_LATENCIES = 8  # requests that are timed alone; each costs a whole answer
+from serving.timing import Speed, latencies_s, measure, spread, write_speed
 
 
 def predict(job: PredictJob) -> None:
@@ -48,9 +46,7 @@ async def _answer_and_time(job: PredictJob, prompts: Sequence[Prompt], sampling:
     await engine.start()
     try:
         answers = await _answer_all(engine, prompts, sampling, load_codec(job.model_dir), Progress(job.progress_file, "rows"))
-        if not job.timed_streams:
-            return answers, {}
-        took_s = await latencies_s(engine, prompts[:NUM_LATENCIES], sampling)
+        took_s = await latencies_s(engine, spread(prompts, job.latency_rows), sampling)
         answers = [answer.model_copy(update={"latency_s": took_s.get(answer.row)}) for answer in answers]
         return answers, await measure(engine, prompts, job.timed_streams, job.max_new_tokens)
     finally:

@@ -36,10 +36,10 @@ WARM_UP_SHARE = 0.2
 """Of the run, at its start, in which memory may still grow: caches fill."""
 
 
-async def soak(model_dir: Path, minutes: float, share: float, num_tokens: int) -> dict[str, Any]:
+async def soak(model_dir: Path, minutes: float, share: float, num_tokens: int, cache_gb: float) -> dict[str, Any]:
     """The figures. Raises ArtifactError and TransientError as the server does."""
     verify(model_dir, ("quantized",))
-    with our_server(model_dir, ServeConfig(port=free_port())) as (server, _):
+    with our_server(model_dir, ServeConfig(port=free_port(), cache_gb=cache_gb)) as (server, _):
         for _ in range(2):  # the first warms up
             capacity = (await ask_load_generator(server, STREAMS_FOR_CAPACITY, num_tokens))["tokens_per_s"]
         rate = share * capacity / num_tokens
@@ -51,15 +51,23 @@ async def soak(model_dir: Path, minutes: float, share: float, num_tokens: int) -
         assert process.stdout is not None
         told = json.loads(await process.stdout.read())
     steady = samples[int(WARM_UP_SHARE * len(samples)) :]
-    slope = statistics.linear_regression([at_s / 60 for at_s, _ in steady], [rss / (1 << 20) for _, rss in steady]).slope
-    return {**told, "capacity_tokens_per_s": capacity, "share": share, "rss_mb_per_minute": round(slope, 3), "rss_bytes": steady[-1][1]}
+    slope = statistics.linear_regression([at_s / 60 for at_s, *_ in steady], [rss / (1 << 20) for _, rss, _ in steady]).slope
+    return {
+        **told,
+        "capacity_tokens_per_s": capacity,
+        "share": share,
+        "rss_mb_per_minute": round(slope, 3),
+        "rss_bytes": samples[-1][1],
+        "engine_rss_bytes": samples[-1][2],
+        "rss_mb_by_minute": [rss >> 20 for _, rss, _ in samples[:: round(60 / SAMPLE_S)]],
+    }
 
 
-async def _watch(server: Server, process: asyncio.subprocess.Process) -> list[tuple[float, int]]:
-    """Seconds and the server's memory in bytes, until the load ends."""
+async def _watch(server: Server, process: asyncio.subprocess.Process) -> list[tuple[float, int, int]]:
+    """Seconds, and the memory in bytes of all the server's processes and of its engine's, until the load ends."""
     started_s, samples = time.monotonic(), []
     while process.returncode is None:
-        samples.append((time.monotonic() - started_s, server.rss_bytes))
+        samples.append((time.monotonic() - started_s, server.rss_bytes, server.engine_rss_bytes))
         done, _ = await asyncio.wait([asyncio.create_task(process.wait())], timeout=SAMPLE_S)
         if done:
             break
@@ -109,6 +117,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--share", type=float, default=0.8, help="of the capacity")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--cache-gb", type=float, default=0.25, help="so large that the cache is full before the warm-up ends")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry with the other commands; JSON is always the last line")
     parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -119,7 +128,7 @@ def main() -> None:
     if given.model is None:
         parser.error("--model is needed")
     try:
-        print(json.dumps(asyncio.run(soak(given.model, given.minutes, given.share, given.new_tokens))))
+        print(json.dumps(asyncio.run(soak(given.model, given.minutes, given.share, given.new_tokens, given.cache_gb))))
     except SlipwayError as error:
         print(error.message, file=sys.stderr)
         sys.exit(error.exit_code)

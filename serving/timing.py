@@ -81,6 +81,12 @@ async def _request(engine: Engine, prompt: Prompt, max_tokens: int) -> Timed:
     return Timed(start_s, first_s or end_s, end_s, num_tokens)
 
 
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` of the prompts, evenly over all: the first ones are often of one kind."""
+    count = min(count, len(prompts))
+    return [prompts[number * len(prompts) // count] for number in range(count)]
+
+
 async def latencies_s(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> dict[int, float]:
     """Seconds of each whole answer by row, of requests that have the engine to themselves."""
     found = {}

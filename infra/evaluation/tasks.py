@@ -1,4 +1,4 @@
-"""Figures of lm-evaluation-harness: what a general task says of the base and of the merged model, and what was forgotten between them.
+"""Figures of lm-evaluation-harness: what a general task says of the base and of what was made of it, and what was forgotten between them.
 
 The harness tells a mean with its standard error, not the rows, so two models are compared as if on different rows. That is cautious: the
 rows are the same, and a difference on the same rows is surer than it looks here.
@@ -23,12 +23,14 @@ PREFIX = "lm_eval."
 
 
 class TasksConfig(Config):
-    """Which tasks of lm-evaluation-harness the base and the merged model do."""
+    """Which tasks of lm-evaluation-harness the models do."""
 
     names: tuple[str, ...] = Field(min_length=1)
     """Tasks or groups by the harness's own names."""
     limit_rows: int | None = Field(200, ge=1)
     """Only the first so many rows of each task; absent means all."""
+    on_served: bool = Field(True, json_schema_extra={"identity": False})
+    """Whether each candidate for serving does them too, in the engine that would serve it: one more pass over the rows for each."""
     folder: Path | None = Field(None, json_schema_extra={"identity": False, "travels": "files"})
     """Folder with task files of your own; a relative path starts at the spec file's folder."""
 

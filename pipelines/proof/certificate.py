@@ -29,27 +29,29 @@ def live_stage(name: str) -> str:
 
 
 def lineage_checks(inputs: Mapping[str, Artifact], candidates: Sequence[Candidate], adapter: AdapterFacts | None) -> list[Check]:
-    """That the folders of the run belong together."""
+    """That the folders of the run belong together, and that the answers which were scored are those of its models to its prompts."""
     base, trained, tokens = inputs["base"], inputs["train"], inputs["render"]
+    sources = {"base": base, "tokens": tokens}
     checks = [
-        check_lineage("base", base, {}, base),
+        check_lineage("base", base, {}, base, answer_problems(inputs, "base", {"model": base})),
         check_lineage("tokens", tokens, {"base": base, "dataset": inputs["rows"]}, base),
-        check_lineage("adapter" if adapter else "merged", trained, {"base": base, "tokens": tokens}, base,
-                      adapter_problems(trained, adapter) if adapter else ()),
-    ]  # fmt: skip
-    merged = inputs["merge"] if adapter else trained
+    ]
     if adapter:
-        checks.append(check_lineage("merged", merged, {"base": base, "adapter": trained}, base, answer_problems(inputs, "merged", merged)))
+        answered = answer_problems(inputs, "adapter", {"model": base, "adapter": trained})
+        checks.append(check_lineage("adapter", trained, sources, base, adapter_problems(trained, adapter) + answered))
+        sources = {"base": base, "adapter": trained}
+    merged = inputs["merge"] if adapter else trained
+    checks.append(check_lineage("merged", merged, sources, base, answer_problems(inputs, "merged", {"model": merged})))
     for candidate in candidates:
         quantized = inputs[candidate.step]
-        problems = [*weights_of(quantized.manifest, candidate.wanted), *answer_problems(inputs, candidate.name, quantized)]
+        problems = weights_of(quantized.manifest, candidate.wanted) + answer_problems(inputs, candidate.name, {"model": quantized})
         checks.append(check_lineage(candidate.name, quantized, {"merged": merged}, base, problems))
     return checks
 
 
-def answer_problems(inputs: Mapping[str, Artifact], name: str, model: Artifact) -> list[str]:
-    """Whether the answers that were scored are those of this model to this run's prompts."""
-    problems = parent_problems(inputs[f"predict-{name}"].manifest, {"model": model, "tokens": inputs["render"]})
+def answer_problems(inputs: Mapping[str, Artifact], name: str, models: Mapping[str, Artifact]) -> list[str]:
+    """Whether the answers that were scored under `name` are those of these models, by their roles, to this run's prompts."""
+    problems = parent_problems(inputs[f"predict-{name}"].manifest, {**models, "tokens": inputs["render"]})
     return [f"its answers were {problem}" for problem in problems]
 
 

@@ -35,7 +35,7 @@ COMPARISONS_NAME = "comparisons.json"
 DETAILS_NAME = "details.json"
 NOISE_NAME = "noise.json"
 BASE = "base"
-TASK_MODELS = (BASE, "merged")
+TRAINING_TASK_MODELS = (BASE, "merged")
 LABEL_METRICS = ("accuracy", "macro_f1")
 CALL_METRICS = ("tool_call", "tool_fields", "tool_name")
 
@@ -60,12 +60,20 @@ def candidate_names(spec: Spec) -> list[str]:
     return list(spec.quantize.formats)
 
 
+def task_models(spec: Spec) -> list[str]:
+    """The models that do the tasks of lm-evaluation-harness."""
+    tasks = spec.evaluate.lm_eval
+    if tasks is None:
+        return []
+    return [*TRAINING_TASK_MODELS, *(candidate_names(spec) if tasks.on_served else [])]
+
+
 def step(spec: Spec) -> Step:
     """The step that needs every model's answers."""
     names = model_names(spec)
     repeated = [f"repeat-{name}" for name in candidate_names(spec) if spec.evaluate.repeated_rows]
     needs = {"render": "tokens", **dict.fromkeys((*(f"predict-{name}" for name in names), *repeated), "answers")}
-    needs |= {f"tasks-{name}": "scores" for name in TASK_MODELS if spec.evaluate.lm_eval}
+    needs |= {f"tasks-{name}": "scores" for name in task_models(spec)}
     config = ScoreConfig(evaluate=spec.evaluate, margins=margins(spec))
     return Step("evaluate", 2, "scores", config, partial(run, names), needs=needs, source_digests=scorer_digests(spec))  # type: ignore[arg-type]
 
@@ -94,8 +102,13 @@ def run(names: Sequence[str], config: ScoreConfig, context: StepContext) -> None
         name: noise_floor(metrics, rows[name][: evaluate.repeated_rows], read_rows(prompts, path), len(prompts), evaluate.confidence)
         for name, path in again.items()
     }
-    tasks = {name: read_figures(paths[f"tasks-{name}"]) for name in TASK_MODELS if f"tasks-{name}" in paths}
-    forgotten = task_comparisons("merged", tasks["merged"], BASE, tasks[BASE], evaluate.confidence) if tasks else []
+    tasks = {name: read_figures(paths[f"tasks-{name}"]) for name in names if f"tasks-{name}" in paths}
+    forgotten = [
+        told
+        for name, figures in tasks.items()
+        if name != BASE
+        for told in task_comparisons(name, figures, BASE, tasks[BASE], evaluate.confidence)
+    ]
     found = {
         SCORES_NAME: {
             name: score_model(prompts, rows[name], metrics, evaluate) | task_scores(tasks.get(name, {}), evaluate.confidence)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 from infra.answers import read_answers
 from infra.config import Config
 from infra.contracts import Kind, write_manifest
+from infra.evaluation.resampling import bootstrap_interval, mean
 from infra.files import read_json, write_json_atomic
 from pipelines.gates import Evidence, Gate, at_least, cost_gates, loss_gate, loss_of, metric_gates, receipt_gates, score_gates, task_gates
 from pipelines.measures import GatesConfig
@@ -72,7 +72,7 @@ def evidence_of(name: str, context: StepContext) -> Evidence:
         noise=read_json(scores_dir / NOISE_NAME).get(name),
         receipt=read_json(context.inputs["render"].path / RECEIPT_NAME),
         size_bytes=sum(entry.size_bytes for entry in files.values()),
-        latency_s=fmean(latencies_s) if latencies_s else None,
+        latency_s=bootstrap_interval(latencies_s, mean) if latencies_s else None,
     )
 
 
@@ -93,7 +93,7 @@ def decide(
         *score_gates(config, scores, served, metric),
         loss_gate("drop by quantization", config, drop, metric, margin, served, evidence),
         *metric_gates(config, scores, served, reference, evidence),
-        *task_gates(config, evidence),
+        *task_gates(config, served, evidence),
         *cost_gates(config, served, evidence),
         *receipt_gates(config, evidence.receipt),
         *agreement_gates(config, certificate),

@@ -32,6 +32,8 @@ class PredictServedConfig(PredictConfig):
 
     engine: serving.EngineName
     precision: serving.Precision
+    latency_rows: int
+    """Answers that are timed alone."""
 
 
 def steps(spec: Spec) -> list[Step]:
@@ -55,11 +57,20 @@ def wants_likelihoods(spec: Spec) -> bool:
     return "perplexity" in spec.evaluate.metrics
 
 
+def wants_latencies(spec: Spec) -> bool:
+    """Whether a metric or a gate reads how long an answer takes."""
+    return "latency_s" in spec.evaluate.metrics or spec.gates.max_latency_s is not None
+
+
 def served_config(spec: Spec, weight_format: str) -> tuple[PredictServedConfig, Path | None]:
     """What decides the answers of a candidate, which the engine that would serve it gives, and that engine's Python if it has its own."""
     serve, engine = with_engine_of(spec.serve, weight_format), ENGINE_OF_FORMAT[weight_format]
     config = PredictServedConfig(
-        max_new_tokens=spec.evaluate.max_new_tokens, score_expected=wants_likelihoods(spec), engine=engine, precision=serve.precision
+        max_new_tokens=spec.evaluate.max_new_tokens,
+        score_expected=wants_likelihoods(spec),
+        engine=engine,
+        precision=serve.precision,
+        latency_rows=spec.evaluate.latency_rows if wants_latencies(spec) else 0,
     )
     return config, serve.engine_python if serve.engine == engine else None
 
@@ -97,6 +108,7 @@ def run_quantized(name: str, engine_python: Path | None, config: PredictServedCo
         score_expected=config.score_expected,
         serve=serving.ServeConfig(engine=config.engine, precision=config.precision, engine_python=engine_python),
         timed_streams=TIMED_STREAMS,
+        latency_rows=config.latency_rows,
     )
     context.run_program("serving.predict", job)
 

@@ -73,7 +73,7 @@ def step(spec: Spec) -> Step:
     needs |= {"merge": "merged"} if has_adapter else {}
     needs |= {candidate.step: "quantized" for candidate in candidates}
     needs |= {f"predict-{name}": "answers" for name in (base, *models)}
-    return Step("prove", 3, "certificate", config, partial(run, plan), needs=needs, source_digests=scorer_digests(spec))
+    return Step("prove", 4, "certificate", config, partial(run, plan), needs=needs, source_digests=scorer_digests(spec))
 
 
 def _candidate(spec: Spec, name: WeightFormat) -> Candidate:

@@ -79,9 +79,9 @@ def test_step_on_an_unlucky_server_is_done_once_and_its_log_told_once(seed: int,
 def test_deploys_on_an_unlucky_server_end_in_what_was_deployed_last(seed: int, tmp_path: Path) -> None:
     with serve() as server:
         cluster = connect(server.kubeconfig(tmp_path / "kubeconfig"), patience_s=60)
-        number, manifests = 0, []
+        number = 0
         with misfortune(server, seed, 0.08) as counts:
-            while number < 4 or sum(counts.values()) < 3:  # a quick machine has deployed four before the first misfortune
+            while number < 4 or sum(counts.values()) <= 2:  # as many as it takes: a fast machine has made four before anything goes wrong
                 number += 1
                 manifests = [shared(number), deployment(f"registry.example/app:{number}"), config_map({"a": str(number)})]
                 insist(lambda manifests=manifests: rollout.roll_out(cluster, "toy", "serving", manifests, "test", lambda _: None))

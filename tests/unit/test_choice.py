@@ -15,7 +15,7 @@ from infra.files import sha256_json
 from infra.provenance import Provenance
 from pipelines.spec import Spec
 from pipelines.step import Artifact, Step
-from pipelines.steps import choose, export, predict, quantize
+from pipelines.steps import choose, export, predict, quantize, repeat
 from serving.formats import CHEAPEST, FormatConfig, QuantizeConfig, WeightFormat, weight_problems
 
 
@@ -139,6 +139,20 @@ def test_each_candidate_is_answered_and_timed_by_the_engine_that_would_serve_it(
         "openvino-int8": ("openvino", "bf16"),
         "bnb-nf4": ("torch", "bf16"),
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_rows"),
+    [
+        ({}, 0),
+        ({"gates": {"max_latency_s": 1}}, 32),
+        ({"evaluate": {"metrics": ["valid_json", "latency_s"], "latency_rows": 5}}, 5),
+    ],
+)
+def test_answers_are_timed_alone_where_somebody_reads_it(asked: dict[str, Any], num_rows: int) -> None:
+    made = by_name([*predict.steps(spec(**asked)), *repeat.steps(spec(**asked))])
+    configs = {name: made[f"{name}-openvino-int8"].config.model_dump() for name in ("predict", "repeat")}
+    assert {name: config["latency_rows"] for name, config in configs.items()} == {"predict": num_rows, "repeat": 0}
 
 
 @pytest.mark.parametrize(

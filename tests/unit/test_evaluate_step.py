@@ -108,7 +108,7 @@ def test_evaluate_compares_tells_details_and_measures_noise(scored: Path) -> Non
 
 
 def test_evaluate_puts_general_tasks_beside_and_tells_what_was_forgotten(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
-    for name, value in (("base", 0.6), ("merged", 0.4)):
+    for name, value in (("base", 0.6), ("merged", 0.4), ("openvino-int8", 0.3)):
         folder = tmp_path / f"tasks-{name}"
         folder.mkdir()
         write_json_atomic(folder / TASKS_NAME, {"lm_eval.arc.acc": TaskFigure(value=value, stderr=0.03, n=200).model_dump()})
@@ -116,10 +116,13 @@ def test_evaluate_puts_general_tasks_beside_and_tells_what_was_forgotten(tmp_pat
     config = evaluate.ScoreConfig(evaluate=EvaluateConfig(repeated_rows=10), margins={})
     evaluate.run(NAMES, config, context(tmp_path / "out", inputs))
     scores = read_json(tmp_path / "out" / evaluate.SCORES_NAME)
-    assert [name for name in NAMES if "lm_eval.arc.acc" in scores[name]] == ["base", "merged"]
-    forgotten = read_json(tmp_path / "out" / evaluate.COMPARISONS_NAME)[-1]
-    assert (forgotten["model"], forgotten["reference"], forgotten["finding"]) == ("merged", "base", "worse")
-    assert forgotten["loss"]["value"] == pytest.approx(0.2)
+    assert [name for name in NAMES if "lm_eval.arc.acc" in scores[name]] == ["base", "merged", "openvino-int8"]
+    forgotten = read_json(tmp_path / "out" / evaluate.COMPARISONS_NAME)[-2:]
+    assert [(told["model"], told["reference"], told["finding"]) for told in forgotten] == [
+        ("merged", "base", "worse"),
+        ("openvino-int8", "base", "worse"),
+    ]
+    assert [told["loss"]["value"] for told in forgotten] == pytest.approx([0.2, 0.3])
 
 
 def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: dict[str, Artifact]) -> None:
@@ -145,7 +148,7 @@ def test_gate_reads_what_evaluate_wrote(tmp_path: Path, scored: Path, inputs: di
     assert {name for name, each in gates.items() if not each["passed"]} == {"exact_match_json of openvino-int8 on its worst slice"}
     assert "within the noise floor of 0.139" in gates["drop by quantization"]["detail"]
     assert gates["bytes of openvino-int8"]["detail"] == "1,000, at most 1,000 allowed"
-    assert gates["seconds of an answer of openvino-int8"]["detail"] == "0.250, at most 0.400 allowed"
+    assert gates["seconds of an answer of openvino-int8"]["detail"] == "mean [0.200, 0.300] on 2 rows: 0.250, at most 0.400 allowed"
 
 
 def test_evaluate_with_an_answer_missing_or_of_another_row_is_refused(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

@@ -10,6 +10,7 @@ from infra.config import parse
 from infra.errors import ConfigError
 from infra.evaluation.comparison import compare, told_together
 from infra.evaluation.metrics import find_metric
+from infra.evaluation.statistics import Interval
 from infra.evaluation.tasks import TaskFigure, task_comparisons
 from pipelines.gates import Evidence
 from pipelines.measures import GatesConfig, MetricGate
@@ -179,7 +180,7 @@ def test_cost_and_receipt_gates_at_their_thresholds_and_beyond() -> None:
         "train": {"rows_read": 100, "rows_kept": 98, "tokens_read": 1000, "tokens_kept": 900},
         "heldout": {"rows_read": 10, "rows_kept": 10, "tokens_read": 90, "tokens_kept": 90},
     }
-    evidence = Evidence(receipt=receipt, size_bytes=150_000_000, latency_s=0.4)
+    evidence = Evidence(receipt=receipt, size_bytes=150_000_000, latency_s=Interval(0.4, 0.3, 0.5, 32))
     measured = scores(0.0, 0.98, 0.98, 0.96)
     at = GatesConfig(max_latency_s=0.4, max_size_bytes=150_000_000, max_lost_rows_share=0.02, max_lost_tokens_share=0.1)
     assert all(gate["passed"] for gate in decided(at, measured, evidence).values())
@@ -187,6 +188,9 @@ def test_cost_and_receipt_gates_at_their_thresholds_and_beyond() -> None:
     refused = {name: gate["detail"] for name, gate in decided(beyond, measured, evidence).items() if not gate["passed"]}
     assert list(refused) == ["seconds of an answer of int8", "bytes of int8", "rows lost of train", "tokens lost of train"]
     assert "0.010 too much" in refused["tokens lost of train"]
+    assert refused["seconds of an answer of int8"].startswith(
+        "mean [0.300, 0.500] on 32 rows: 0.400, at most 0.390 allowed: 0.010 too much."
+    )
     assert "150,000,000, at most 149,999,999 allowed" in refused["bytes of int8"]
 
 
@@ -194,12 +198,23 @@ def test_task_gate_reads_the_task_that_was_forgotten_most() -> None:
     before = {"lm_eval.a.acc": TaskFigure(value=0.6, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.5, stderr=0.03, n=200)}
     after = {"lm_eval.a.acc": TaskFigure(value=0.62, stderr=0.03, n=200), "lm_eval.b.acc": TaskFigure(value=0.4, stderr=0.03, n=200)}
     evidence = Evidence(comparisons=task_comparisons("merged", after, "base", before, 0.95))
-    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of the merged model in its worst task"
+    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of merged in its worst task"
     assert decided(GatesConfig(max_task_loss=0.1), measured, evidence)[name]["passed"]
     refused = decided(GatesConfig(max_task_loss=0.09), measured, evidence)[name]
     assert not refused["passed"]
     assert refused["detail"].startswith("lm_eval.b.acc: 0.100, at most 0.090 allowed: 0.010 too much.")
     assert not decided(GatesConfig(max_task_loss=0.09), measured)[name]["passed"]
+
+
+def test_task_gate_judges_the_served_model_where_it_did_the_tasks() -> None:
+    """The merged model has forgotten little, this candidate more and another most."""
+    told = []
+    for model, value in (("merged", 0.58), ("int8", 0.5), ("int4", 0.2)):
+        found = {"lm_eval.a.acc": TaskFigure(value=value, stderr=0.03, n=200)}
+        told += task_comparisons(model, found, "base", {"lm_eval.a.acc": TaskFigure(value=0.6, stderr=0.03, n=200)}, 0.95)
+    measured, name = scores(0.0, 0.98, 0.98, 0.96), "loss of int8 in its worst task"
+    gate = decided(GatesConfig(max_task_loss=0.09), measured, Evidence(comparisons=told))[name]
+    assert gate["detail"].startswith("lm_eval.a.acc: 0.100, at most 0.090 allowed: 0.010 too much.")
 
 
 def test_gates_on_what_nobody_measured_refuse() -> None:

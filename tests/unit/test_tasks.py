@@ -16,19 +16,6 @@ from pipelines.plan import build_steps
 from pipelines.runner import Planned
 from pipelines.spec import Spec, load_spec
 
-TASK = """
-task: lamp_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["on", "off"]
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-"""
-
 
 def figure(value: float, stderr: float | None = 0.03, **facts: bool) -> TaskFigure:
     return TaskFigure(value=value, stderr=stderr, n=200, **facts)
@@ -72,16 +59,25 @@ def spec_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_spec_with_tasks_runs_them_on_base_and_merged_and_starts_again_with_a_changed_task(spec_file: Path) -> None:
+def test_spec_with_tasks_runs_them_on_every_stage_and_starts_again_with_a_changed_task(spec_file: Path) -> None:
     spec = load_spec(spec_file, [])
     assert spec.evaluate.lm_eval is not None
     assert spec.evaluate.lm_eval.folder == spec_file.parent / "own"
     steps = {step.name: step for step in build_steps(spec)}
-    assert {"tasks-base", "tasks-merged"} <= set(steps["evaluate"].needs)
+    assert {"tasks-base", "tasks-merged", "tasks-openvino-int8"} <= set(steps["evaluate"].needs)
+    assert steps["tasks-openvino-int8"].needs == {"quantize-openvino-int8": "quantized"}
     (spec_file.parent / "own" / "task.yaml").write_text("task: lamp_choice")
     again = {step.name: step for step in build_steps(spec)}
     digests = {"base": "d", "merge": "e"}
     assert again["tasks-base"].identity(digests) != steps["tasks-base"].identity(digests)
+
+
+def test_spec_that_spares_the_candidates_the_tasks_leaves_the_other_figures_as_they_are(spec_file: Path) -> None:
+    whole = {step.name: step for step in build_steps(load_spec(spec_file, []))}
+    spared = {step.name: step for step in build_steps(load_spec(spec_file, ["evaluate.lm_eval.on_served=false"]))}
+    assert set(whole) - set(spared) == {"tasks-openvino-int8"}
+    assert "tasks-openvino-int8" not in spared["evaluate"].needs
+    assert whole["tasks-base"].identity({"base": "d"}) == spared["tasks-base"].identity({"base": "d"})
 
 
 def test_spec_with_tasks_without_the_package_names_the_extra(spec_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,21 +94,81 @@ def test_gate_on_tasks_that_nobody_named_is_refused(spec_file: Path) -> None:
         Spec.model_validate({**data, "evaluate": {}, "gates": {"max_task_loss": 0.1}})
 
 
-@pytest.mark.slow
-def test_harness_runs_a_task_of_ones_own_on_a_real_model(toy_base: Path, tmp_path: Path) -> None:
+TASKS = {
+    "lamp_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["on", "off"]
+doc_to_target: "{{answer}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+""",
+    "lamp_text": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}} {{answer}}"
+metric_list:
+  - {metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}
+""",
+    "lamp_words": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["e"], max_gen_toks: 12}
+metric_list:
+  - {metric: bleu, aggregation: bleu, higher_is_better: true}
+""",
+}
+"""One task of each way in which the harness asks."""
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> TasksConfig:
     pytest.importorskip("lm_eval", reason="comes with the extra lm-eval")
+    rows, folder = tmp_path / "rows.jsonl", tmp_path / "own"
+    rows.write_text(
+        "".join(
+            json.dumps({"question": f"turn the lamp {one} {number}:", "answer": one}) + "\n" for one in ("on", "off") for number in range(6)
+        )
+    )
+    folder.mkdir()
+    for name, text in TASKS.items():
+        source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\ntest_split: test\n"
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{source}{text}")
+    return TasksConfig(names=tuple(TASKS), limit_rows=10, folder=folder)
+
+
+@pytest.mark.slow
+def test_harness_asks_the_served_model_as_it_asks_the_trained_one(
+    toy_base: Path, toy_quantized: Path, own_tasks: TasksConfig, tmp_path: Path
+) -> None:
+    """The reference engine serves the base as it is, so its figures are those of the training stack; INT8 moves them a little."""
+    from serving import harness as served
+    from serving.config import ServeConfig
+    from serving.harness_config import HarnessJob as ServedJob
+    from training import harness as trained
+    from training.harness_config import HarnessJob
+
+    trained.run_tasks(HarnessJob(output_dir=tmp_path / "trained", model_dir=toy_base, tasks=own_tasks, precision="fp32"))
+    served.run_tasks(
+        ServedJob(output_dir=tmp_path / "torch", model_dir=toy_base, tasks=own_tasks, serve=ServeConfig(engine="torch", precision="f32"))
+    )
+    served.run_tasks(ServedJob(output_dir=tmp_path / "int8", model_dir=toy_quantized, tasks=own_tasks, serve=ServeConfig()))
+    wanted, same, near = (read_figures(tmp_path / name) for name in ("trained", "torch", "int8"))
+    assert list(wanted) == ["lm_eval.lamp_choice.acc", "lm_eval.lamp_text.byte_perplexity", "lm_eval.lamp_words.bleu"]
+    assert {name: (it.value, it.n) for name, it in same.items()} == {name: (pytest.approx(it.value), it.n) for name, it in wanted.items()}
+    text = "lm_eval.lamp_text.byte_perplexity"
+    assert near[text].value == pytest.approx(wanted[text].value, rel=0.02)
+    assert near[text].value != wanted[text].value
+    assert wanted["lm_eval.lamp_choice.acc"].n == 10
+    assert wanted["lm_eval.lamp_choice.acc"].stderr is not None
+
+
+@pytest.mark.slow
+def test_task_that_the_harness_lacks_is_named(toy_base: Path, own_tasks: TasksConfig, tmp_path: Path) -> None:
     from training.harness import run_tasks
     from training.harness_config import HarnessJob
 
-    rows, folder = tmp_path / "rows.jsonl", tmp_path / "own"
-    rows.write_text("".join(json.dumps({"question": f"turn the lamp {one}:", "answer": one}) + "\n" for one in ("on", "off") * 6))
-    folder.mkdir()
-    (folder / "lamp_choice.yaml").write_text(TASK.format(rows=rows))
-    tasks = TasksConfig(names=("lamp_choice",), limit_rows=10, folder=folder)
-    run_tasks(HarnessJob(output_dir=tmp_path / "out", model_dir=toy_base, tasks=tasks))
-    found = read_figures(tmp_path / "out")["lm_eval.lamp_choice.acc"]
-    assert found.n == 10
-    assert found.stderr is not None
-    assert 0 <= found.value <= 1
+    tasks = own_tasks.model_copy(update={"names": ("lamp_choise",)})
     with pytest.raises(ConfigError, match="the harness has no lamp_choise"):
-        run_tasks(HarnessJob(output_dir=tmp_path / "out", model_dir=toy_base, tasks=tasks.model_copy(update={"names": ("lamp_choise",)})))
+        run_tasks(HarnessJob(output_dir=tmp_path / "out", model_dir=toy_base, tasks=tasks))

@@ -10,7 +10,7 @@ import pytest
 from infra.answers import Prompt
 from serving.engines.base import Chunk, Sampling
 from serving.engines.scripted import ScriptedEngine
-from serving.timing import Timed, latencies_s, measure
+from serving.timing import Timed, latencies_s, measure, spread
 
 PROMPTS = [Prompt(row=row, ids=(row + 1,), expected="") for row in range(5)]
 
@@ -46,6 +46,11 @@ def test_measure_makes_as_many_tokens_of_every_model_whatever_would_stop_it(most
 def test_time_of_a_token_leaves_out_the_first_one_which_the_prompt_costs() -> None:
     assert Timed(start_s=0, first_s=5, last_s=7, num_tokens=5).ms_per_token == 500
     assert Timed(start_s=0, first_s=5, last_s=5, num_tokens=1).ms_per_token == 5000
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, []), (1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_spread_takes_prompts_evenly_and_none_twice(count: int, rows: list[int]) -> None:
+    assert [prompt.row for prompt in spread(PROMPTS, count)] == rows
 
 
 def test_latencies_are_of_requests_that_are_alone() -> None:
