@@ -6,8 +6,10 @@ Those are the mapped files of a model, of which a library has made its own copy,
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,26 @@ def release_start_memory() -> None:
     release_file_pages()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+@contextlib.contextmanager
+def giving_back_file_pages(every_s: float = 1.0) -> Iterator[None]:
+    """Within the block, pages of mapped files go back all the while: of a model that is read and copied piece by piece one copy is held."""
+    is_over = threading.Event()
+
+    def give_back() -> None:
+        while not is_over.wait(every_s):
+            release_file_pages()
+
+    giver = threading.Thread(target=give_back, daemon=True)
+    if sys.platform == "linux":
+        giver.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if giver.is_alive():
+            giver.join()
 
 
 def release_file_pages() -> int:

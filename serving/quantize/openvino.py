@@ -20,6 +20,7 @@ from infra.contracts import MANIFEST_NAME, Manifest, WeightFacts, verify, write_
 from infra.errors import ArtifactError, ConfigError
 from infra.files import require_free_space
 from infra.process import Progress, peak_rss_bytes, run_program
+from serving.engines.start_memory import giving_back_file_pages
 from serving.formats import FormatConfig, QuantizeJob, weight_problems
 from serving.quantize.calibration import calibration_inputs
 from serving.quantize.export import MODEL_NAME, empty, export_model, read_merged, silence_libraries, weights_bytes
@@ -49,8 +50,10 @@ def quantize(job: QuantizeJob) -> None:
         exported = _exported(job, merged.digest, Path(scratch))
         progress.report(2, NUM_STAGES)
         copy_all_but_model(exported, job.output_dir)
-        model = compress(exported / MODEL_NAME, job.quantize, job.tokens_dir)
-        write_model(model, job.output_dir / MODEL_NAME, job.quantize)
+        # Looking at activations compiles a second copy of the 32-bit weights: 1.56 GB at the peak for the 135M model, with this about 1.0.
+        with giving_back_file_pages():
+            model = compress(exported / MODEL_NAME, job.quantize, job.tokens_dir)
+            write_model(model, job.output_dir / MODEL_NAME, job.quantize)
         del model  # before its source is gone
     progress.report(3, NUM_STAGES)
     facts = merged.model.model_copy(update={"quantization": job.quantize.format, "weights": written_weights(job.output_dir, job.quantize)})

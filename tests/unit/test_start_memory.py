@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from serving.engines.start_memory import release_file_pages
+from serving.engines.start_memory import giving_back_file_pages, release_file_pages
 
 SIZE_BYTES = 8 << 20
 
@@ -49,6 +51,21 @@ def test_pages_that_were_written_before_they_became_read_only_stay(tmp_path: Pat
         assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(SIZE_BYTES), mmap.PROT_READ) == 0
         release_file_pages()
         assert mapped[0] == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
+def test_pages_read_within_the_block_go_back_while_it_lasts(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(SIZE_BYTES))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        num_threads = threading.active_count()
+        with giving_back_file_pages(every_s=0.01):
+            assert sum(mapped[::4096]) == 0
+            deadline_s = time.monotonic() + 30
+            while resident_bytes(path):
+                assert time.monotonic() < deadline_s, "the pages stay"
+                time.sleep(0.01)
+        assert threading.active_count() == num_threads
 
 
 def resident_bytes(path: Path) -> int:
