@@ -210,7 +210,7 @@ def quantized(folder: Path, weight_format: str) -> Path:
 
 
 @pytest.mark.parametrize(("weight_format", "engine"), ENGINES.items())
-@pytest.mark.parametrize("profile", [None, "cpu", "gpu"])
+@pytest.mark.parametrize("profile", [None, "gpu"])
 def test_engine_of_a_deployment_is_the_one_that_serve_would_take(
     weight_format: str, engine: str, profile: str | None, tmp_path: Path, registered: tuple[Settings, Path]
 ) -> None:
