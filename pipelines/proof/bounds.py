@@ -7,13 +7,14 @@ what happens at single tokens. Measured, as mean, max and KL:
 - merged, 135M: 0.0007, 0.08, 0.00001; trained toy: 0.005, 0.09, 0.00009
 - INT8 by OpenVINO, 135M: 0.006, 0.31, 0.0008; trained toy: 0.026, 0.36, 0.0023; a toy of large random weights: 0.061, 0.43, 0.0018
 - INT4 by OpenVINO, 135M: 0.045, 4.6, 0.03; by AWQ: 0.028, 1.5, 0.014
+- INT8 by bitsandbytes, 135M: 0.010, 0.50, 0.0027; NF4: 0.050, 4.8, 0.031
 - bf16 by OpenVINO, 135M: 0.0007, 0.08, 0.00001
 - live, 135M, mean and max: INT8 0.003, 0.25; INT4 0.003, 0.17; AWQ 0.002, 0.20; bf16 0.0007, 0.03
 
 What a fault of the merged weights moves in the 135M model: 0.9 of the adapter's update 0.008, 0.45, 0.0015; 0.8 of it 0.017, 0.78, 0.006;
-half of it 0.087, 4.5, 0.066; twice as much 0.31, 15.6, 0.30; one layer skipped 0.007, 0.65, 0.0014. So the merge is held to within a fifth
-of the update here, and exactly by the weights themselves (`training/audit.py`); INT8 to about half of it, and INT4 only to what the base
-says: there the digests of its parents and the merged model's own checks decide.
+half of it 0.087, 4.5, 0.066; twice as much 0.31, 15.6, 0.30; one of three layers skipped 0.006 to 0.010, 0.25 to 0.65, 0.0013 to 0.0023.
+So the merge is held to within a fifth of the update here, and exactly by the weights themselves (`training/audit.py`); INT8 to about half
+of it, and INT4 only to what the base says: there the digests of its parents and the merged model's own checks decide.
 """
 
 from __future__ import annotations
