@@ -13,7 +13,7 @@ from training.config import TrainConfig
 from training.parameters import TrainableParameters
 
 SGD_MOMENTUM = 0.9
-CHUNK_ELEMENTS = 1 << 24
+CHUNK_ELEMENTS = 1 << 22
 STATE_PREFIX = "optimizer."
 BITSANDBYTES_CLASSES = {  # by name, and whether the state may leave the GPU for the host's memory when the GPU is full
     "adamw_8bit": ("AdamW8bit", "AdamW8bit"),
@@ -85,7 +85,10 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _chunks(parameters: TrainableParameters) -> list[nn.Parameter]:
-    """The master values in pieces that share their memory: on a CPU bitsandbytes makes four fp32 copies of what it steps at once."""
+    """The master values in pieces that share their memory: on a CPU bitsandbytes makes four fp32 copies of what it steps at once.
+
+    Small pieces find room in what the backward pass has freed: with four times as large ones the 135M model took 0.3 GB more.
+    """
     return _sharing(parameters.master.data.split(CHUNK_ELEMENTS), parameters.gradient.split(CHUNK_ELEMENTS))
 
 
