@@ -15,7 +15,7 @@ from training.config import TrainConfig
 
 PROGRAM_BYTES = 700 << 20  # Python with torch and transformers 480 MB before any model, kernels and threads 220 MB after some steps
 # Of activations: what freed blocks of other sizes leave unused, over seven kinds of run on a CPU, where the allocator gives nothing back.
-# Without adapters blocks as large as the embedding come and go beside small ones: 3.98 GB were measured with AdamW, 3.45 with its 8-bit kind.
+# Without adapters blocks as large as the embedding come and go beside small ones: 3.98 GB measured with AdamW, 3.45 with its 8-bit kind.
 HEAP_SHARE = {"lora": 1.34, "full": 2.1}
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4, "adafactor": 0, "sgd": 4}
 STORED_BYTES = {"nf4": 0.516, "int8": 1.004}  # a weight with its block's or row's scale
