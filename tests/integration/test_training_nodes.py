@@ -94,6 +94,8 @@ def test_workers_of_other_nodes_make_the_adapter_of_one_and_go_on_when_the_first
             rank_0(nodes, "train-2").kill()
 
     executor.run_to_end("training.finetune", ours, ours.output_dir.parent / "config.json", tmp_path / "train.log", lose)
+    assert not (ours.output_dir / ADAPTER_NAME).exists()  # weights stay in the store until somebody wants them
+    store.fetch_to("train-2", ours.output_dir)
     made = verify(ours.output_dir, ("adapter",))
     assert made.parents == {"base": read_manifest(toy_base).digest, "tokens": read_manifest(toy_tokens).digest}
     found, expected = (json.loads((each.output_dir / "train.json").read_text()) for each in (ours, alone))
