@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infra.errors import ArtifactError
 from training.checkpoint import TrainState
 from training.config import TrainConfig
 from training.parameters import TrainableParameters
@@ -69,15 +70,21 @@ def read_state(optimizer: torch.optim.Optimizer, into: TrainState, num_elements:
 
 
 def write_state(optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """Gives the optimizer what `read_state` took."""
-    states: list[dict[str, Any]] = [{} for _ in _parameters(optimizer)]
+    """Gives the optimizer what `read_state` took. Raises ArtifactError where that is of an optimizer with other pieces."""
+    states: dict[int, dict[str, Any]] = {}
     numbers = {key: torch.tensor(value) if is_tensor else int(value) for key, (value, is_tensor) in state.facts["optimizer"].items()}
     for key, value in {**state.flat, **state.opaque, **numbers}.items():
         if key.startswith(STATE_PREFIX):
             index, _, name = key.removeprefix(STATE_PREFIX).partition(".")
-            states[int(index)][name] = value.clone() if isinstance(value, Tensor) else value
-    for parameter, found in zip(_parameters(optimizer), states, strict=True):
-        optimizer.state[parameter] = found
+            states.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
+    parameters = _parameters(optimizer)
+    if len(states) not in (0, len(parameters)):
+        raise ArtifactError(
+            f"the checkpoint holds the optimizer's state in {len(states)} piece(s), and it is stepped in {len(parameters)} here: another "
+            "version or other settings wrote it. Go on with those, or remove the checkpoints and train anew."
+        )
+    for index, found in states.items():
+        optimizer.state[parameters[index]] = found
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

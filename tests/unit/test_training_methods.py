@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from infra.contracts import read_manifest, write_manifest
-from infra.errors import ConfigError
+from infra.errors import ArtifactError, ConfigError
 from infra.provenance import Provenance
 from training import generate
 from training.config import FinetuneJob, LoraConfig, MergeJob, TrainConfig
@@ -163,6 +163,15 @@ def test_optimizer_lowers_the_loss_and_resumes_bit_for_bit(toy_base: Path, toy_t
     resumed.restore(state)
     assert [resumed.train_step().loss for _ in range(6)] == losses[6:]
     assert torch.equal(resumed.trained.master, whole.trained.master)
+
+
+def test_optimizer_state_of_other_pieces_is_refused(toy_base: Path, toy_tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a version wrote it that stepped larger pieces: half of them would go on from nothing."""
+    whole = trainer(toy_base, toy_tokens, optimizer="adamw_8bit")
+    whole.train_step()
+    monkeypatch.setattr("training.optimizer.CHUNK_ELEMENTS", 4096)
+    with pytest.raises(ArtifactError, match=r"in 1 piece\(s\), and it is stepped in \d+ here"):
+        trainer(toy_base, toy_tokens, optimizer="adamw_8bit").restore(whole.state({}))
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(toy_base: Path, toy_tokens: Path) -> None:
