@@ -88,6 +88,7 @@ def whole_weights(folder: Path) -> dict[str, Any]:
     return {name: tensor.to(torch.float32).numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
+@pytest.mark.slow
 def test_int4_is_each_group_rounded_to_sixteen_steps(make: Make, toy_base: Path) -> None:
     """Against plain arithmetic on the 16-bit weights: no number is further from its own than a step of its group."""
     whole = whole_weights(toy_base)

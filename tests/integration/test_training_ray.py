@@ -96,6 +96,7 @@ def test_two_workers_give_the_adapter_of_one(toy_base: Path, toy_tokens: Path, t
     assert summary["final_heldout_loss"] == pytest.approx(single["final_heldout_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_ends_the_program_without_a_retry(toy_model: Path, toy_tokens: Path, tmp_path: Path) -> None:
     shutil.copytree(toy_model, tmp_path / "model")
     weights = load_file(toy_model / "model.safetensors")
