@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def repeated(look: Callable[[], None], every_s: float, name: str) -> Iterator[None]:
+def repeated(look: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
     """Calls `look` every so many seconds, on a thread of that name, while the block runs, and once more at its end."""
     ended = threading.Event()
 

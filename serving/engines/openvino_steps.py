@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,9 +30,9 @@ VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 # A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
 # rounded, and answers with guesses differ from those without.
 KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
-# Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin and oneDNN in it keep: 5000 and 1024 by
-# themselves. With so few, the 135M model's process held 666 MB where it was 914 after 1,300 requests of many lengths, and made 1.01, 1.00
-# and 0.98 times the tokens/s at 8, 32 and 64 requests of lengths that differ.
+# Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin keeps (5000 by itself) and oneDNN in it
+# (infra/settings.py says how many). With 32 of each, the 135M model's process held 666 MB where it was 914 after 1,300 requests of many
+# lengths, and made 1.01, 1.00 and 0.98 times the tokens/s at 8, 32 and 64 requests of lengths that differ.
 KERNELS_KEPT = "32"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
@@ -197,7 +196,6 @@ def scheduling(num_blocks: int, max_running_requests: int) -> Any:
 
 def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]:
     """The library's own settings of the processor."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)  # read at its first kernel; there is no other way to say it
     properties: dict[str, Any] = {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT}
     if num_threads:
         properties["INFERENCE_NUM_THREADS"] = num_threads

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from infra.repeated import repeated
 
 MADV_DONTNEED = 4  # Linux, madvise(2): later reads find the file's content again
 
@@ -28,21 +29,8 @@ def release_start_memory() -> None:
 @contextlib.contextmanager
 def giving_back_file_pages(every_s: float = 1.0) -> Iterator[None]:
     """Within the block, pages of mapped files go back all the while: of a model that is read and copied piece by piece one copy is held."""
-    is_over = threading.Event()
-
-    def give_back() -> None:
-        while not is_over.wait(every_s):
-            release_file_pages()
-
-    giver = threading.Thread(target=give_back, daemon=True)
-    if sys.platform == "linux":
-        giver.start()
-    try:
+    with repeated(release_file_pages, every_s, "file-pages") if sys.platform == "linux" else contextlib.nullcontext():
         yield
-    finally:
-        is_over.set()
-        if giver.is_alive():
-            giver.join()
 
 
 def release_file_pages() -> int:

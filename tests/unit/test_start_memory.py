@@ -14,9 +14,9 @@ import pytest
 from serving.engines.start_memory import giving_back_file_pages, release_file_pages
 
 SIZE_BYTES = 8 << 20
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
 def test_released_pages_leave_the_process_and_read_as_before(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(range(256)) * (SIZE_BYTES // 256))
@@ -29,31 +29,21 @@ def test_released_pages_leave_the_process_and_read_as_before(tmp_path: Path) -> 
         assert mapped[:256] == bytes(range(256))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
-def test_pages_that_may_have_been_written_stay(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    path.write_bytes(bytes(SIZE_BYTES))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        mapped[0] = 7
-        release_file_pages()
-        assert mapped[0] == 7
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
-def test_pages_that_were_written_before_they_became_read_only_stay(tmp_path: Path) -> None:
-    """As a linker leaves the addresses that it has filled in: without them the next call into a library would end the process."""
+@pytest.mark.parametrize("becomes_read_only", [False, True])
+def test_pages_that_were_written_stay(becomes_read_only: bool, tmp_path: Path) -> None:
+    """Read-only is how a linker leaves the addresses that it has filled in: without them the next call into a library ends the process."""
     path = tmp_path / "library.so"
     path.write_bytes(bytes(SIZE_BYTES))
     libc = ctypes.CDLL(None, use_errno=True)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[0] = 7
         start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(SIZE_BYTES), mmap.PROT_READ) == 0
+        if becomes_read_only:
+            assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(SIZE_BYTES), mmap.PROT_READ) == 0
         release_file_pages()
         assert mapped[0] == 7
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
 def test_pages_read_within_the_block_go_back_while_it_lasts(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(SIZE_BYTES))
