@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from serving.engines.base import Sampling
 from serving.engines.messages import JsonLines, News
+from serving.engines.outbox import Outbox
 
 LARGER_THAN_CACHE = "prompt and answer are larger than the engine's whole cache. Ask for fewer tokens, or raise serve.cache_gb."
 """Refusal of a request that could never be answered, however long it waited."""
@@ -47,19 +48,20 @@ class Batch(Protocol):
         """Frees what the running requests hold."""
 
 
-def answer_until_closed(batch: Batch, lines: JsonLines) -> None:
+def answer_until_closed(batch: Batch, lines: JsonLines, stream_interval_s: float = 0.0) -> None:
     """Steps and hands over until the other side closes. A step that raises is the last one: its message is sent, and nothing raised."""
+    outbox = Outbox(stream_interval_s)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            news = _take_in(batch, lines.read(wait=not batch.has_work))
+            _take_in(batch, outbox, lines.read(wait=not batch.has_work))
             if batch.has_work:
                 try:
-                    news += batch.step()
+                    outbox.put(batch.step())
                 except Exception as error:  # a process edge: whatever the library raises must reach the requests that wait
                     lines.write({"failure": f"the engine failed: {type(error).__name__}: {error}"})
                     return
-            if news or not batch.has_work:
-                lines.write({"news": news, "figures": batch.figures, "adapters": list(batch.adapters)})
+            if outbox.is_due or not batch.has_work:
+                lines.write({"news": outbox.take(), "figures": batch.figures, "adapters": list(batch.adapters)})
     batch.clear()
 
 
@@ -69,23 +71,22 @@ def run_engine(file_descriptor: int, make_batch: Callable[..., Batch]) -> None:
     with socket.socket(fileno=file_descriptor) as connection:
         lines = JsonLines(connection)
         with contextlib.suppress(EOFError, ConnectionError):
-            settings: list[Any] = []
-            while not settings:
-                settings = lines.read(wait=True)
+            first: list[Any] = []
+            while not first:
+                first = lines.read(wait=True)
             try:
-                batch = make_batch(**settings[0])
+                batch = make_batch(**first[0]["settings"])
             except Exception as error:  # a process edge: each library has errors of its own for a model that it cannot read
                 lines.write({"failure": f"{type(error).__name__}: {error}"})
                 return
             lines.write({"ready": True})
-            answer_until_closed(batch, lines)
+            answer_until_closed(batch, lines, first[0]["stream_interval_s"])
 
 
-def _take_in(batch: Batch, messages: list[Any]) -> list[News]:
-    refused: list[News] = []
+def _take_in(batch: Batch, outbox: Outbox, messages: list[Any]) -> None:
     for message in messages:
         if "cancel" in message:
             batch.cancel(message["cancel"])
-        elif news := batch.add(message["add"], message["ids"], Sampling.model_validate(message["sampling"])):
-            refused.append(news)
-    return refused
+            outbox.forget(message["cancel"])
+        elif refused := batch.add(message["add"], message["ids"], Sampling.model_validate(message["sampling"])):
+            outbox.put([refused])

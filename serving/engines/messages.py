@@ -1,7 +1,8 @@
 """Messages between an engine and the process that computes for it: JSON, a line each.
 
-- To the process: its settings, then `{"add": number, "ids", "sampling"}` and `{"cancel": number}`; the end of the stream ends the process.
-- From it: `{"ready": true}`, then after each step `{"news": [News, ...], "figures": [running, waiting, cache share],
+- To the process: `{"stream_interval_s", "settings"}`, then `{"add": number, "ids", "sampling"}` and `{"cancel": number}`; the end of the
+  stream ends the process.
+- From it: `{"ready": true}`, then after a step `{"news": [News, ...], "figures": [running, waiting, cache share],
   "adapters": [name, ...]}`; last `{"failure": text}` where it could not load or go on.
 """
 
@@ -19,9 +20,12 @@ News = tuple[int, list[int], list[Any] | None, str | None, str | None]
 refused."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: `json.dumps` makes one a call, for what it says of separators
+
+
 def encode_message(message: Mapping[str, Any]) -> bytes:
     """One message with its line end."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return _encode(message).encode() + b"\n"
 
 
 class JsonLines:

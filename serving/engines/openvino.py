@@ -32,6 +32,7 @@ class OpenVinoEngine(ProcessEngine):
         python: Path | None = None,
         adapters: Mapping[str, Any] | None = None,
         speculative: SpeculativeConfig | None = None,
+        stream_interval_s: float = 0.0,
     ) -> None:
         settings: dict[str, Any] = {
             "model_dir": str(model_dir.absolute()),
@@ -43,7 +44,8 @@ class OpenVinoEngine(ProcessEngine):
         }
         if speculative is not None:
             settings["speculative"] = speculative.model_dump(mode="json")
-        super().__init__(model_dir, "serving.engines.openvino_steps", settings, capabilities(model_dir), python)
+        can_do = capabilities(model_dir)
+        super().__init__(model_dir, "serving.engines.openvino_steps", settings, can_do, python, stream_interval_s=stream_interval_s)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
@@ -58,6 +60,7 @@ def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:
         python,
         adapter_settings(config),
         config.speculative,
+        config.stream_interval_s,
     )
 
 

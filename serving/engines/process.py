@@ -2,7 +2,7 @@
 
 - The process ends with this one, however this one ends.
 - It may run under another Python (`interpreter.py`): the two share nothing but the messages.
-- After each step the tokens of all requests come in one message; a consumer that is late finds them joined in one chunk.
+- The tokens of all requests come in one message, at most one a step (`outbox.py`); a consumer that is late finds them joined in one chunk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +23,6 @@ from infra.settings import child_environment
 from serving.engines.base import Capabilities, Chunk, EngineError, Figures, FinishReason, RequestRefusedError, Sampling, TokenLogprob
 from serving.engines.messages import News, encode_message
 
-# A chunk costs the server about as much for one token as for ten, so the more requests share the processor, the longer each collects:
-# one request gets every token at once, 32 get theirs at most every 64 ms, which nobody reads slower than.
-CHUNK_INTERVAL_S = 0.002
 IDLE = Figures(num_running=0, num_waiting=0, cache_usage=0.0)
 MESSAGE_BYTES = 1 << 24
 
@@ -40,11 +36,13 @@ class _Request:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: SlipwayError | None = None
-    woken_s: float = 0.0
 
 
 class ProcessEngine:
-    """The model in `model_dir`, computed by `PYTHON -m PROGRAM`, which is sent `settings` first; `variables` join its environment."""
+    """The model in `model_dir`, computed by `PYTHON -m PROGRAM`, which is sent `settings` first; `variables` join its environment.
+
+    Tokens of a request that are made within `stream_interval_s` come together.
+    """
 
     def __init__(
         self,
@@ -54,10 +52,11 @@ class ProcessEngine:
         capabilities: Capabilities,
         python: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        stream_interval_s: float = 0.0,
     ) -> None:
         self._model_dir = model_dir
         self._command = [str(python or sys.executable), "-m", program]
-        self._settings = settings
+        self._first_message = {"stream_interval_s": stream_interval_s, "settings": settings}
         self._capabilities = capabilities
         self._variables = variables or {}
         self._numbers = itertools.count()
@@ -70,7 +69,7 @@ class ProcessEngine:
     async def start(self) -> None:
         """Loads the model. Raises ArtifactError when the library cannot read it."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._launch(), limit=MESSAGE_BYTES)
-        self._send(self._settings)
+        self._send(self._first_message)
         line = await self._reader.readline()
         answer = json.loads(line) if line else {"failure": "its process ended while it loaded"}
         if "failure" in answer:
@@ -151,8 +150,7 @@ class ProcessEngine:
         self._fail(reason)
 
     def _deliver(self, news: Sequence[News]) -> None:
-        """Joins what each request got to what it has not yet taken, and wakes those whose chunk is due."""
-        now_s = time.monotonic()
+        """Joins what each request got to what it has not yet taken, and wakes it."""
         for number, ids, logprobs, finish_reason, refusal in news:
             is_last = bool(finish_reason or refusal)
             request = self._requests.pop(number, None) if is_last else self._requests.get(number)
@@ -161,11 +159,9 @@ class ProcessEngine:
             request.ids.extend(ids)
             if logprobs:
                 request.logprobs.extend(TokenLogprob(own, tuple((token, value) for token, value in top)) for own, top in logprobs)
-            request.finish_reason = cast(FinishReason | None, finish_reason)
+            request.finish_reason = cast("FinishReason | None", finish_reason)
             request.error = RequestRefusedError(refusal) if refusal else None
-            if is_last or now_s - request.woken_s >= CHUNK_INTERVAL_S * len(news):
-                request.woken_s = now_s
-                request.arrived.set()
+            request.arrived.set()
 
     def _fail(self, reason: str) -> None:
         """Ends all requests, and refuses later ones; the first reason stands."""

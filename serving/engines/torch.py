@@ -23,4 +23,5 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
         "speculative": config.speculative.model_dump(mode="json") if config.speculative else None,
         **adapter_settings(config),
     }
-    return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES, engine_python(config))
+    python, interval_s = engine_python(config), config.stream_interval_s
+    return ProcessEngine(model_dir, "serving.engines.torch_steps", settings, CAPABILITIES, python, stream_interval_s=interval_s)

@@ -41,4 +41,5 @@ def make_engine(model_dir: Path, config: ServeConfig) -> ProcessEngine:
     }
     can_do = replace(CAPABILITIES, takes_min_p=config.speculative is None)  # with guesses vLLM would leave it out and say nothing
     threads = {"OMP_NUM_THREADS": str(config.cpus_per_replica)} if config.cpus_per_replica else {}
-    return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, can_do, engine_python(config), {**VARIABLES, **threads})
+    python, variables, interval_s = engine_python(config), {**VARIABLES, **threads}, config.stream_interval_s
+    return ProcessEngine(model_dir, "serving.engines.vllm_steps", settings, can_do, python, variables, interval_s)

@@ -114,7 +114,7 @@ class BreakingEngine(OpenVinoEngine):
         def answer() -> None:
             with theirs:
                 lines = JsonLines(theirs)
-                settings = lines.read(wait=True)[0]
+                settings = lines.read(wait=True)[0]["settings"]
                 lines.write({"ready": True})
                 answer_until_closed(openvino_steps.Batch(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4)), lines)
 
