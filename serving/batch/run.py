@@ -31,6 +31,7 @@ from serving.trust import require_all_trusted, settled_trust
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's smallest is 75 MB; no row ever passes through it
 LOOK_INTERVAL_S = 1.0
+TOKENS_INTERVAL_S = 0.25  # nobody reads along; only stop strings are looked for as tokens come
 
 
 def run(job: BatchJob) -> None:
@@ -74,7 +75,7 @@ def run(job: BatchJob) -> None:
 def _settled(job: BatchJob) -> BatchJob:
     """The job with cores, the engine's Python and its folders settled. Raises ConfigError: too few cores, no Python with the engine."""
     (config,) = with_cores([with_absolute_adapters(job.serve)])
-    serve = config.model_copy(update={"engine_python": engine_python(config)})
+    serve = config.model_copy(update={"engine_python": engine_python(config), "stream_interval_s": TOKENS_INTERVAL_S})
     return job.model_copy(update={"serve": serve, "output_dir": job.output_dir.absolute()})
 
 

@@ -60,8 +60,9 @@ def answer_until_closed(batch: Batch, lines: JsonLines, stream_interval_s: float
                 except Exception as error:  # a process edge: whatever the library raises must reach the requests that wait
                     lines.write({"failure": f"the engine failed: {type(error).__name__}: {error}"})
                     return
-            if outbox.is_due or not batch.has_work:
-                lines.write({"news": outbox.take(), "figures": batch.figures, "adapters": list(batch.adapters)})
+            news = outbox.take()
+            if news or not batch.has_work:
+                lines.write({"news": news, "figures": batch.figures, "adapters": list(batch.adapters)})
     batch.clear()
 
 

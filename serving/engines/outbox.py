@@ -13,22 +13,23 @@ REQUEST_SHARE_S = 0.002
 
 
 class Outbox:
-    """News by request, due once `interval_s` have passed since the last were taken; a first token and an end are due at once."""
+    """News by request, due once `interval_s` have passed since all were taken; a first token and an end are due at once, and go alone."""
 
     def __init__(self, interval_s: float, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
         self._clock_s = clock_s
-        self._taken_s = clock_s()
+        self._emptied_s = clock_s()
         self._held: dict[int, News] = {}
         self._begun: set[int] = set()
-        self._is_urgent = False
+        self._urgent: set[int] = set()
 
     def put(self, news: Sequence[News]) -> None:
         """Joins these to what each request has not been sent yet."""
         for each in news:
             number = each[0]
             is_last = bool(each[3] or each[4])
-            self._is_urgent |= is_last or number not in self._begun
+            if is_last or number not in self._begun:
+                self._urgent.add(number)
             if is_last:
                 self._begun.discard(number)
             else:
@@ -40,19 +41,18 @@ class Outbox:
         """Drops a request that was cancelled."""
         self._held.pop(number, None)
         self._begun.discard(number)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether what is held should go now."""
-        if not self._held or self._is_urgent:
-            return self._is_urgent
-        return self._clock_s() - self._taken_s >= max(self._interval_s, REQUEST_SHARE_S * len(self._held))
+        self._urgent.discard(number)
 
     def take(self) -> list[News]:
-        """All that is held, which is then no longer."""
-        news = list(self._held.values())
-        self._held.clear()
-        self._taken_s, self._is_urgent = self._clock_s(), False
+        """What is due now, and is then no longer held."""
+        now_s = self._clock_s()
+        if now_s - self._emptied_s < max(self._interval_s, REQUEST_SHARE_S * len(self._held)):
+            news = [self._held.pop(number) for number in self._urgent]
+        else:
+            news = list(self._held.values())
+            self._held.clear()
+            self._emptied_s = now_s
+        self._urgent.clear()
         return news
 
 

@@ -26,23 +26,24 @@ def begun(interval_s: float, *numbers: int) -> tuple[Outbox, Clock]:
     """An outbox whose requests have been sent their first tokens."""
     clock = Clock()
     outbox = Outbox(interval_s, clock)
+    clock.now_s += 1
     outbox.put([tokens(number, 1) for number in numbers])
     outbox.take()
     return outbox, clock
 
 
-def test_outbox_with_nothing_in_it_is_never_due() -> None:
+def test_outbox_with_nothing_in_it_gives_nothing() -> None:
     outbox, clock = begun(0.016, 1)
     clock.now_s += 1
-    assert not outbox.is_due
+    assert outbox.take() == []
 
 
-def test_outbox_first_token_is_due_at_once() -> None:
-    outbox, _ = begun(0.016, 1)
-    outbox.put([tokens(2, 7)])
-    assert outbox.is_due
+def test_outbox_first_token_goes_at_once_and_leaves_others_their_time() -> None:
+    outbox, clock = begun(0.016, 1)
+    outbox.put([tokens(1, 2), tokens(2, 7)])
     assert outbox.take() == [tokens(2, 7)]
-    assert not outbox.is_due
+    clock.now_s += 0.017
+    assert outbox.take() == [tokens(1, 2)]
 
 
 def test_outbox_later_tokens_go_together_after_the_interval() -> None:
@@ -50,37 +51,35 @@ def test_outbox_later_tokens_go_together_after_the_interval() -> None:
     for token in (2, 3):
         clock.now_s += 0.007
         outbox.put([tokens(1, token)])
-        assert not outbox.is_due
+        assert outbox.take() == []
     clock.now_s += 0.007
     outbox.put([tokens(1, 4)])
-    assert outbox.is_due
     assert outbox.take() == [tokens(1, 2, 3, 4)]
     outbox.put([tokens(1, 5)])
-    assert not outbox.is_due  # the interval begins anew
+    assert outbox.take() == []  # the interval begins anew
 
 
 def test_outbox_without_an_interval_sends_each_token_by_itself() -> None:
     outbox, clock = begun(0.0, 1)
     clock.now_s += 1.5 * REQUEST_SHARE_S
     outbox.put([tokens(1, 2)])
-    assert outbox.is_due
+    assert outbox.take() == [tokens(1, 2)]
 
 
 def test_outbox_with_many_requests_waits_longer() -> None:
     outbox, clock = begun(0.016, *range(32))
     outbox.put([tokens(number, 2) for number in range(32)])
     clock.now_s += 0.06
-    assert not outbox.is_due
+    assert outbox.take() == []
     clock.now_s += 0.005
-    assert outbox.is_due
+    assert len(outbox.take()) == 32
 
 
 @pytest.mark.parametrize("last", [tokens(1, 3, end="stop"), (1, [], None, None, "larger than the cache")])
-def test_outbox_end_is_due_at_once_with_what_came_before(last: News) -> None:
+def test_outbox_end_goes_at_once_with_what_came_before(last: News) -> None:
     outbox, _ = begun(0.016, 1)
     outbox.put([tokens(1, 2)])
     outbox.put([last])
-    assert outbox.is_due
     assert outbox.take() == [(1, [2, *last[1]], None, last[3], last[4])]
 
 
@@ -93,9 +92,11 @@ def test_outbox_log_probabilities_stay_beside_their_tokens() -> None:
 
 def test_outbox_cancelled_request_is_dropped_and_others_are_kept() -> None:
     outbox, clock = begun(0.016, 1, 2)
-    outbox.put([tokens(1, 2), tokens(2, 2)])
+    outbox.put([tokens(1, 2), tokens(2, 2), tokens(3, 7)])
     outbox.forget(1)
-    clock.now_s += 0.016
+    outbox.forget(3)
+    assert outbox.take() == []
+    clock.now_s += 0.017
     assert outbox.take() == [tokens(2, 2)]
     outbox.put([tokens(1, 9)])
-    assert outbox.is_due  # the number is a new request's
+    assert outbox.take() == [tokens(1, 9)]  # the number is a new request's
