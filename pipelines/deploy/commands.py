@@ -73,7 +73,8 @@ def deploy(
     settings = load_settings()
     preflight.check(wanted.chart, wanted.spec, wanted.overrides, wanted.values, wanted.profile, settings)
     name = wanted.name or deployment_name(wanted.spec, wanted.chart)
-    values = chart_values(wanted.chart, wanted.spec, wanted.overrides, given_values(wanted.values), name, wanted.model, settings)
+    given, is_trial = given_values(wanted.values), dry_run is not None and render_dir is None
+    values = chart_values(wanted.chart, wanted.spec, wanted.overrides, given, name, wanted.model, settings, is_trial)
     if render_dir is not None or dry_run == "client":
         namespace = place.namespace or "default"
         manifests = rendering.render(wanted.chart, values, name, namespace, wanted.profile)

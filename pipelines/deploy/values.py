@@ -28,17 +28,24 @@ def given_values(files: Sequence[Path]) -> Values:
 
 
 def chart_values(
-    chart: Chart, spec_path: Path, overrides: list[str], given: Mapping[str, Any], name: str, wanted: str, settings: Settings
+    chart: Chart,
+    spec_path: Path,
+    overrides: list[str],
+    given: Mapping[str, Any],
+    name: str,
+    wanted: str,
+    settings: Settings,
+    is_trial: bool = False,
 ) -> Values:
     """All values for the deployment `name` of a spec: what follows from it, and over that what was given.
 
-    `wanted` is the version or alias of the registered model that is served; it is pushed to the store, where there is one. Raises
-    ConfigError and RegistryError.
+    `wanted` is the version or alias of the registered model that is served; it is pushed to the store, where there is one and this is no
+    trial. Raises ConfigError and RegistryError.
     """
     own = plain_values(chart, spec_path, overrides, name, settings)
     if chart != "serving":
         return layered(own, given)
-    return layered(own, {"config": _models(load_spec(spec_path, overrides), given, wanted, settings)}, given)
+    return layered(own, {"config": _models(load_spec(spec_path, overrides), given, wanted, settings, is_trial)}, given)
 
 
 def plain_values(chart: Chart, spec_path: Path, overrides: list[str], name: str, settings: Settings) -> Values:
@@ -61,17 +68,18 @@ def plain_values(chart: Chart, spec_path: Path, overrides: list[str], name: str,
     return own
 
 
-def _models(spec: Spec, given: Mapping[str, Any], wanted: str, settings: Settings) -> Values:
-    """What is served, each by its digest, and by which engine; pushed to the store where it is not there."""
+def _models(spec: Spec, given: Mapping[str, Any], wanted: str, settings: Settings, is_trial: bool) -> Values:
+    """What is served, each by its digest, and by which engine; pushed to the store where it is not there, but for a trial."""
     found: Values = {}
     if (given.get("config") or {}).get("model") is None:
-        found["model"] = model.registered_source(spec.name, wanted, settings)
+        registered = model.registered(spec.name, wanted, settings, is_trial)
+        found["model"] = registered.source
         # Said here, as a profile may name an engine, which knew of no model.
-        serve = with_engine_of(spec.serve, model.weight_format(found["model"], settings))
+        serve = with_engine_of(spec.serve, registered.weight_format)
         found["serve"] = {"engine": serve.engine} if "engine" in serve.model_fields_set else {}
     if spec.serve.adapters:
-        found["adapters"] = {each: model.folder_source(folder, settings) for each, folder in spec.serve.adapters.items()}
-    pool_models = {pool.name: model.folder_source(pool.model_dir, settings) for pool in spec.serve.pools if pool.model_dir}
+        found["adapters"] = {each: model.folder_source(folder, settings, is_trial) for each, folder in spec.serve.adapters.items()}
+    pool_models = {pool.name: model.folder_source(pool.model_dir, settings, is_trial) for pool in spec.serve.pools if pool.model_dir}
     return {**found, **({"pool_models": pool_models} if pool_models else {})}
 
 

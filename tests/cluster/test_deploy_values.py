@@ -174,21 +174,32 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path
 def test_champion_is_named_by_digest_and_goes_into_the_store_with_its_seal(registered: tuple[Settings, Path]) -> None:
     settings, folder = registered
     store = open_store(str(settings.store))
-    source = model.registered_source("lamp", "champion", settings)
-    assert source == {"type": "store", "digest": read_manifest(folder).digest} == model.registered_source("lamp", "1", settings)
+    source = model.registered("lamp", "champion", settings).source
+    assert source == {"type": "store", "digest": read_manifest(folder).digest} == model.registered("lamp", "1", settings).source
     (folder / "seal").mkdir()
     (folder / "seal" / "signature").write_text("s")  # it was promoted by force meanwhile, say
-    model.registered_source("lamp", "champion", settings)
+    model.registered("lamp", "champion", settings)
     fetched = store.fetch_digest(source["digest"], settings.home.parent / "node" / "artifacts")
     assert (fetched / "seal" / "signature").read_text() == "s"
     with pytest.raises(RegistryError, match="challenger"):
-        model.registered_source("lamp", "challenger", settings)
+        model.registered("lamp", "challenger", settings)
+
+
+def test_trial_names_the_champion_and_leaves_the_store_as_it_is(registered: tuple[Settings, Path], tmp_path: Path) -> None:
+    settings, folder = registered
+    empty = settings.model_copy(update={"store": (tmp_path / "store").as_uri()})
+    tried = model.registered("openvino-int8", "champion", empty, is_trial=True)
+    assert tried.weight_format == "openvino-int8"
+    assert model.folder_source(folder, empty, is_trial=True) == {"type": "store", "digest": read_manifest(folder).digest}
+    assert not list(tmp_path.rglob("*"))
+    assert model.registered("openvino-int8", "champion", empty) == tried
+    assert open_store(str(empty.store)).find(tried.source["digest"])
 
 
 def test_champion_whose_files_no_pod_reaches_is_refused(registered: tuple[Settings, Path]) -> None:
     settings, _ = registered
     with pytest.raises(ConfigError, match="where no pod reaches them"):
-        model.registered_source("lamp", "champion", settings.model_copy(update={"store": None}))
+        model.registered("lamp", "champion", settings.model_copy(update={"store": None}))
 
 
 def job_of_a_replica(found: dict[str, Any], folder: Path, **options: Any) -> ServeJob:
@@ -231,8 +242,8 @@ def test_weight_format_of_a_version_whose_files_lie_in_its_run_is_read_there(reg
     run_id = tracking.start_run(client, tracking.ensure_experiment(client, "tests", settings.home / "mlartifacts"), "far")
     digest = read_manifest(made).digest
     version = registry.register(client, "far", made, digest, run_id, lambda: uploads.upload(client, run_id, made, tmp_path / "scratch"))
-    source = {"type": "registry", "name": "far", "version": version.version, "digest": digest}
-    assert model.weight_format(source, settings) == "bnb-int8"
+    empty = settings.model_copy(update={"store": (tmp_path / "store").as_uri()})
+    assert model.registered("far", version.version, empty, is_trial=True).weight_format == "bnb-int8"
 
 
 def test_engine_of_a_model_that_values_name_is_left_to_its_replicas(tmp_path: Path, settings: Settings) -> None:
