@@ -77,7 +77,7 @@ schema: install ## write values.yaml, values.schema.json and the table of values
 demo: install ## the main job from nothing: dataset and model in, served model out (KEEP=1 goes on serving)
 	@$(BIN)/slipway run $(SPEC) $(if $(KEEP),--keep-serving)
 
-test: install services tools ## the tests, from nothing
+test: install services tools promtool ## the tests, from nothing
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not vllm and not faults"
 
 test-slow: install services tools ## all tests that need no GPU, the long ones too

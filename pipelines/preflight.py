@@ -16,13 +16,15 @@ from pipelines.executors.base import needs
 from pipelines.executors.ray_jobs_api import RayJobs
 from pipelines.runner import Planned
 from pipelines.spec import Spec
-from serving.limits import ENGINE_OF_FORMAT
+from serving.engines.interpreter import engine_python
+from serving.limits import ENGINE_OF_FORMAT, with_engine_of
 
 MODULES_BY_ENGINE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "openvino": (("nncf", "openvino"), ("openvino_genai",)),
     "torch": (("torch", "transformers", "bitsandbytes", "accelerate"),) * 2,
+    "vllm": (("safetensors",), ()),
 }
-"""What quantizing for an engine and answering with it need."""
+"""What quantizing for an engine and answering with it need here; an engine's own Python is looked for by itself."""
 MODULES_BY_STEP = {
     "base": ("torch", "transformers", "gguf", "safetensors"),
     "train": ("torch", "peft", "ray"),
@@ -32,6 +34,7 @@ MODULES_BY_STEP = {
     **{f"tasks-{name}": ("torch", "lm_eval") for name in ("base", "merged")},
     **{f"tasks-{name}": (*MODULES_BY_ENGINE[engine][1], "lm_eval") for name, engine in ENGINE_OF_FORMAT.items()},
 }
+OWN_PYTHON_ENGINE = "vllm"
 QUANTIZE_MODULES = ("optimum", "nncf", "openvino", "openvino_tokenizers", "bitsandbytes")
 EXTRA_BY_MODULE = {**dict.fromkeys(QUANTIZE_MODULES, "quantize"), "openvino_genai": "serve", "lm_eval": "lm-eval"}
 # Weights are written four times at 16 bits (base, merged, and an attempt of each), twice at 32 where they are exported, and a candidate
@@ -52,6 +55,8 @@ def check(spec: Spec, planned: Sequence[Planned], settings: Settings, will_serve
     checks = [partial(serveable.check_source, spec), partial(_check_executor, settings), partial(_check_disk, spec, planned, settings)]
     if settings.executor == "local":
         checks.append(partial(_check_modules, planned))
+    if settings.executor == "local" or will_serve:
+        checks.append(partial(_check_engine_python, spec))
     if will_serve:
         checks += [
             partial(_check_server, spec),
@@ -99,6 +104,13 @@ def _check_modules(planned: Sequence[Planned]) -> None:
         raise ConfigError(
             f"these packages are not installed: {', '.join(missing)}. Install them with `pip install 'slipway-ml[{extras}]'`."
         )
+
+
+def _check_engine_python(spec: Spec) -> None:
+    """Raises ConfigError where a candidate's engine, which has a Python of its own, has none."""
+    for name in spec.quantize.formats:
+        if ENGINE_OF_FORMAT[name] == OWN_PYTHON_ENGINE:
+            engine_python(with_engine_of(spec.serve, name))
 
 
 def _check_disk(spec: Spec, planned: Sequence[Planned], settings: Settings) -> None:

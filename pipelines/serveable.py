@@ -67,10 +67,10 @@ def check_engines(spec: Spec) -> None:
     unread = {engine: [each for each in formats if ENGINE_OF_FORMAT[each] != engine] for engine in sorted(asked)}
     if wrong := [f"serve.engine is {engine!r}, which does not read {', '.join(names)}" for engine, names in unread.items() if names]:
         engines = " or ".join(repr(engine) for engine in _engines(spec))
+        readable = ", ".join(name for name, engine in ENGINE_OF_FORMAT.items() if engine in asked)
         raise ConfigError(
             f"{'; '.join(wrong)}, and that is what this run may serve. Leave serve.engine out, so that it is the one that reads what was "
-            f"chosen ({engines}), take formats out of quantize.formats, or run with --no-serve and serve the merged model's folder with "
-            "`python -m serving.app`."
+            f"chosen ({engines}), or name only formats in quantize.formats that it reads (of {readable})."
         )
 
 

@@ -11,7 +11,7 @@ from infra.config import Config
 from infra.contracts import WeightFacts
 from infra.process import Job
 
-WeightFormat = Literal["openvino-int8", "openvino-int4", "openvino-int4-awq", "bf16", "bnb-int8", "bnb-nf4"]
+WeightFormat = Literal["openvino-int8", "openvino-int4", "openvino-int4-awq", "bf16", "bnb-int8", "bnb-nf4", "vllm-bf16"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 CHEAPEST = "cheapest"
 INT4_FORMATS = ("openvino-int4", "openvino-int4-awq")
@@ -23,6 +23,7 @@ MODES_OF_FORMAT: dict[WeightFormat, tuple[str, ...]] = {
     "bf16": ("f16",),
     "bnb-int8": ("int8_sym",),
     "bnb-nf4": ("nf4",),
+    "vllm-bf16": ("bf16", "f16"),
 }
 """What the files of a format say that most of their numbers are."""
 
@@ -43,8 +44,8 @@ class QuantizeConfig(Config):
     """How the merged model is made small for its engine: the formats that are tried, and which of them is served."""
 
     formats: tuple[WeightFormat, ...] = Field(("openvino-int8",), min_length=1)
-    """Candidates; each is made, scored and timed, and names its model in scores and gates. `bf16` keeps the weights as they are. The
-    `bnb` formats are served by the engine `torch`, the others by `openvino`."""
+    """Candidates; each is made, scored and timed, and names its model in scores and gates. `bf16` and `vllm-bf16` keep the 16 bits of the
+    merged weights. A format is served by the engine in its name: the `bnb` ones by `torch`, and `bf16`, like the rest, by `openvino`."""
     choose: Literal["cheapest"] | WeightFormat = "cheapest"
     """Which candidate goes on: `cheapest` is the smallest on disk that passes the gates; among those within 5% of it the fastest, and among
     those within 10% of that the one with the best score. Or the name of a candidate, which then must pass."""
@@ -83,7 +84,7 @@ class ExportJob(Job):
 
 
 class QuantizeJob(Job):
-    """`python -m serving.quantize.openvino` or `.bnb`: the merged model in the engine's weight format."""
+    """`python -m serving.quantize.openvino`, `.bnb` or `.vllm`: the merged model in the engine's weight format."""
 
     merged_dir: Path
     quantize: FormatConfig = FormatConfig()

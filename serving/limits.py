@@ -63,6 +63,7 @@ ENGINE_OF_FORMAT: dict[str, EngineName] = {
     "bf16": "openvino",
     "bnb-int8": "torch",
     "bnb-nf4": "torch",
+    "vllm-bf16": "vllm",
 }
 """Which engine reads each weight format."""
 

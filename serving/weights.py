@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from infra.errors import ArtifactError
 OPENVINO_NAME = "openvino_model.xml"
 BNB_STATE = ".quant_state.bitsandbytes__"
 MODE_OF_TYPE = {"u4": "int4_asym", "i4": "int4_sym", "u8": "int8_asym", "i8": "int8_sym", "f16": "f16", "bf16": "bf16", "f32": "f32"}
+MODE_OF_DTYPE = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+"""Of safetensors, for weights that were not quantized."""
 PACKED_TYPES = ("u4", "i4", "u8", "i8")
 INT4_MODES = ("int4_asym", "int4_sym", "nf4")
 Matrix = tuple[str, int | None]
@@ -29,11 +32,17 @@ def check_weights(folder: Path, manifest: Manifest) -> None:
     told = manifest.model.weights if manifest.model else None
     if told is None:
         return
-    found = read_openvino_weights(folder) if (folder / OPENVINO_NAME).is_file() else read_bnb_weights(folder)
+    found = _reader(folder, told)(folder)
     if (found.mode, found.group_size, found.int4_share) != (told.mode, told.group_size, told.int4_share):
         raise ArtifactError(
             f"{folder}: its weights are {describe(found)}; the manifest says {describe(told)}. Run the step that quantizes it again."
         )
+
+
+def _reader(folder: Path, told: WeightFacts) -> Callable[[Path], WeightFacts]:
+    if (folder / OPENVINO_NAME).is_file():
+        return read_openvino_weights
+    return read_plain_weights if told.mode in MODE_OF_DTYPE.values() else read_bnb_weights
 
 
 def describe(weights: WeightFacts) -> str:
@@ -110,6 +119,21 @@ def read_bnb_weights(folder: Path) -> WeightFacts:
         raise ArtifactError(f"{folder}: weights by bitsandbytes as {sorted(kinds)} were found; one kind is needed. Quantize it again.")
     ((mode, group_size),) = kinds
     return WeightFacts(mode=mode, group_size=group_size, int4_share=round(num_numbers[True] / num_numbers.total(), 4))
+
+
+def read_plain_weights(folder: Path) -> WeightFacts:
+    """The weights of a folder that nothing was quantized in, by its matrices. Raises ArtifactError on numbers of another kind."""
+    numbers: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as stream:
+            for name in stream.keys():  # noqa: SIM118 - it is no mapping
+                tensor = stream.get_slice(name)
+                if len(tensor.get_shape()) > 1:
+                    numbers[tensor.get_dtype()] += prod(tensor.get_shape())
+    if not numbers or (odd := sorted(set(numbers) - set(MODE_OF_DTYPE))):
+        found = f"matrices of {', '.join(odd)}" if numbers else "no matrix"
+        raise ArtifactError(f"{folder}: {found} found; plain weights in safetensors are needed. Run the step that makes it again.")
+    return WeightFacts(mode=MODE_OF_DTYPE[numbers.most_common(1)[0][0]])
 
 
 def _opened(path: Path) -> Any:

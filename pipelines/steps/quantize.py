@@ -12,7 +12,7 @@ from pipelines.step import Artifact, Step, StepContext
 from serving.formats import FormatConfig, QuantizeJob, weight_problems
 from serving.limits import ENGINE_OF_FORMAT
 
-PROGRAM_OF_ENGINE = {"openvino": "serving.quantize.openvino", "torch": "serving.quantize.bnb"}
+PROGRAM_OF_ENGINE = {"openvino": "serving.quantize.openvino", "torch": "serving.quantize.bnb", "vllm": "serving.quantize.vllm"}
 
 
 def steps(spec: Spec) -> list[Step]:

@@ -21,7 +21,7 @@ MODULES: dict[EngineName, str] = {
 MODEL_KINDS: dict[EngineName, tuple[Kind, ...]] = {
     "openvino": ("quantized",),
     "torch": ("merged", "base", "quantized"),
-    "vllm": ("merged", "base"),
+    "vllm": ("merged", "base", "quantized"),
 }
 """The kinds of artifact that an engine reads."""
 SPECULATION_KINDS: dict[EngineName, tuple[SpeculationKind, ...]] = {

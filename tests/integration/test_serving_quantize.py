@@ -6,16 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import openvino
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from infra.answers import read_answers
-from infra.contracts import read_manifest, verify, write_manifest
+from infra.contracts import WeightFacts, read_manifest, verify, write_manifest
 from infra.errors import ArtifactError, ConfigError
 from infra.settings import child_environment
 from serving.config import PredictJob, ServeConfig
@@ -24,6 +26,7 @@ from serving.formats import FormatConfig, QuantizeConfig, QuantizeJob, WeightFor
 from serving.predict import predict
 from serving.quantize.calibration import training_rows
 from serving.quantize.openvino import quantize
+from serving.quantize.vllm import quantize as quantize_for_vllm
 from serving.weights import read_openvino_weights
 
 GROUP_SIZE = 32
@@ -207,3 +210,34 @@ def test_bitsandbytes_format_is_answered_by_torch_and_timed(
     assert [row for row, is_timed in enumerate(timed) if is_timed] == [0, len(timed) // 2]
     with pytest.raises(ConfigError, match=r"serve\.weights is 'nf4', and .* already"):
         verify_model(folder, ServeConfig(engine="torch", weights="nf4"))
+
+
+def test_plain_weights_for_vllm_are_the_merged_ones_and_checked_as_such(toy_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "vllm-bf16"
+    done = run_module("serving.quantize.vllm", folder, merged_dir=str(toy_base), quantize=CONFIG.of("vllm-bf16").model_dump())
+    assert done.returncode == 0, done.stderr
+    manifest = verify_model(folder, ServeConfig(engine="vllm"))
+    assert manifest.parents == {"merged": read_manifest(toy_base).digest}
+    assert manifest.files == read_manifest(toy_base).files
+    assert manifest.model is not None
+    assert manifest.model.weights == WeightFacts(mode="bf16")
+    with pytest.raises(ConfigError, match=r"vllm-bf16, which the engine 'torch' does not read\. Set serve\.engine to 'vllm'"):
+        verify_model(folder, ServeConfig(engine="torch"))
+
+
+def test_plain_weights_of_32_bits_are_refused_for_vllm(toy_base: Path, tmp_path: Path) -> None:
+    """vLLM would round them to 16, to others than those that were trained."""
+    base = read_manifest(toy_base)
+    wide = shutil.copytree(toy_base, tmp_path / "wide")
+    save_file({name: tensor.astype(numpy.float32) for name, tensor in matrices_of(toy_base)}, wide / "model.safetensors")
+    write_manifest(wide, "base", base.provenance, base.model)
+    with pytest.raises(ConfigError, match="weights are f32, bf16 or f16 is needed"):
+        quantize_for_vllm(QuantizeJob(output_dir=tmp_path / "out", merged_dir=wide, quantize=CONFIG.of("vllm-bf16")))
+    assert not (tmp_path / "out").exists()
+
+
+def matrices_of(folder: Path) -> Iterator[tuple[str, numpy.ndarray[Any, Any]]]:
+    """Arrays of zeros with the names and shapes of a model's weights."""
+    with safe_open(folder / "model.safetensors", framework="np") as stream:
+        for name in stream.keys():  # noqa: SIM118 - it is no mapping
+            yield name, numpy.zeros(stream.get_slice(name).get_shape())

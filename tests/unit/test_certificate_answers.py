@@ -77,8 +77,8 @@ def test_trained_model_that_is_the_base_has_no_effect() -> None:
 
 
 def test_every_weight_format_has_bounds_and_coarser_ones_are_wider() -> None:
-    formats = ("bf16", "openvino-int8", "openvino-int4", "openvino-int4-awq", "bnb-int8", "bnb-nf4")
-    assert [precision_of(each) for each in formats] == ["bf16", "int8", "int4", "int4", "int8", "int4"]
+    formats = ("bf16", "openvino-int8", "openvino-int4", "openvino-int4-awq", "bnb-int8", "bnb-nf4", "vllm-bf16")
+    assert [precision_of(each) for each in formats] == ["bf16", "int8", "int4", "int4", "int8", "int4", "bf16"]
     assert BOUNDS["f32"].mean < BOUNDS["merge"].mean < BOUNDS["bf16"].mean < BOUNDS["int8"].mean < BOUNDS["int4"].mean
 
 

@@ -120,7 +120,7 @@ def test_candidates_share_one_export_and_only_those_that_look_at_data_need_it() 
 
 
 def test_option_changes_only_the_candidates_that_it_concerns() -> None:
-    formats: list[WeightFormat] = ["openvino-int8", "openvino-int4", "openvino-int4-awq", "bf16", "bnb-int8", "bnb-nf4"]
+    formats: list[WeightFormat] = ["openvino-int8", "openvino-int4", "openvino-int4-awq", "bf16", "bnb-int8", "bnb-nf4", "vllm-bf16"]
     first = QuantizeConfig.model_validate({"formats": formats})
 
     def changed(**options: Any) -> list[str]:
@@ -132,12 +132,13 @@ def test_option_changes_only_the_candidates_that_it_concerns() -> None:
 
 
 def test_each_candidate_is_answered_and_timed_by_the_engine_that_would_serve_it() -> None:
-    several = spec(quantize={"formats": ["openvino-int8", "bnb-nf4"]}, serve={"precision": "bf16"})
-    made = by_name(predict.steps(several))
-    configs = {name: made[f"predict-{name}"].config.model_dump() for name in ("openvino-int8", "bnb-nf4")}
+    formats = ("openvino-int8", "bnb-nf4", "vllm-bf16")
+    made = by_name(predict.steps(spec(quantize={"formats": formats}, serve={"precision": "bf16"})))
+    configs = {name: made[f"predict-{name}"].config.model_dump() for name in formats}
     assert {name: (config["engine"], config["precision"]) for name, config in configs.items()} == {
         "openvino-int8": ("openvino", "bf16"),
         "bnb-nf4": ("torch", "bf16"),
+        "vllm-bf16": ("vllm", "bf16"),
     }
 
 

@@ -123,7 +123,8 @@ def test_run_that_would_serve_what_its_engine_cannot_read_is_refused(tmp_path: P
     spec = load_spec(spec_of(tmp_path, LLAMA, serve={"engine": "vllm", "port": free_port}), [])
     settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
     with pytest.raises(
-        ConfigError, match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Leave serve\.engine out.*'openvino'"
+        ConfigError,
+        match=r"serve\.engine is 'vllm', which does not read openvino-int8.*Leave serve\.engine out.*'openvino'.*\(of vllm-bf16\)",
     ):
         preflight.check(spec, [], settings, will_serve=True)
     preflight.check(spec, [], settings, will_serve=False)
@@ -138,10 +139,22 @@ def test_engine_that_reads_only_some_candidates_is_refused_and_one_that_is_not_n
     settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
     for number, serve in enumerate(({"engine": "openvino"}, {"pools": [{"name": "one"}, {"name": "two", "engine": "openvino"}]})):
         spec = load_spec(spec_of(tmp_path / str(number), LLAMA, quantize=formats, serve={**serve, "port": free_port}), [])
-        with pytest.raises(ConfigError, match=r"'openvino', which does not read bnb-nf4,.*take formats out of quantize\.formats"):
+        with pytest.raises(ConfigError, match=r"'openvino', which does not read bnb-nf4,.*only formats .*\(of openvino-int8, .*bf16\)"):
             preflight.check(spec, [], settings, will_serve=True)
     follows = load_spec(spec_of(tmp_path / "follows", LLAMA, quantize=formats, serve={"port": free_port}), [])
     preflight.check(follows, [], settings, will_serve=True)
+
+
+def test_candidate_of_an_engine_whose_python_is_not_there_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", tracking_uri="sqlite:///unused")
+    serve = {"engine": "vllm", "engine_python": str(tmp_path / "python")}
+    spec = load_spec(spec_of(tmp_path, LLAMA, quantize={"formats": ["vllm-bf16"]}, serve=serve), [])
+    with pytest.raises(ConfigError, match=r"the engine 'vllm' needs the package 'vllm': .*/python does not exist"):
+        preflight.check(spec, [], settings, will_serve=False)
+    elsewhere = settings.model_copy(update={"executor": "kubernetes"})  # whose images have an engine each
+    with pytest.raises(ConfigError, match="SLIPWAY_STORE") as refused:
+        preflight.check(spec, [], elsewhere, will_serve=False)
+    assert "'vllm'" not in refused.value.message
 
 
 def test_group_size_that_divides_no_row_is_refused_with_those_that_do(tmp_path: Path) -> None:
