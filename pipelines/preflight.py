@@ -16,7 +16,7 @@ from pipelines.executors.base import needs
 from pipelines.executors.ray_jobs_api import RayJobs
 from pipelines.runner import Planned
 from pipelines.spec import Spec
-from serving.engines.interpreter import engine_python
+from serving.interpreter import engine_python
 from serving.limits import ENGINE_OF_FORMAT, with_engine_of
 
 MODULES_BY_ENGINE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

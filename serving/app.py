@@ -25,9 +25,9 @@ from infra.process import run_program
 from serving.adapters import require_adapters, with_absolute_adapters
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.cores import num_needed, require_gpus, with_cores
-from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
 from serving.front.server import FrontServer
+from serving.interpreter import engine_python
 from serving.process_tree import adopt_orphans, end_children
 from serving.trust import require_all_trusted, settled_trust
 from serving.wake import Waker

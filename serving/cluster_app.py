@@ -27,8 +27,8 @@ from serving.autoscaling.ray_policy import ray_options
 from serving.cluster_config import ClusterArguments, ClusterConfig
 from serving.config import DEPLOYMENT_NAME, ServeConfig, ServeJob
 from serving.deployment import ModelReplica
-from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
+from serving.interpreter import engine_python
 from serving.model_source import job_on_this_node
 from serving.node import node_dir
 from serving.trust import require_all_trusted, settled_trust

@@ -24,8 +24,8 @@ from serving.batch.journal import JournalReader
 from serving.batch.parts import Part, make_plan
 from serving.config import BatchFormat, BatchJob, ServeConfig
 from serving.cores import require_gpus, with_cores
-from serving.engines.interpreter import engine_python
 from serving.engines.registry import verify_model
+from serving.interpreter import engine_python
 from serving.process_tree import adopt_orphans, end_children
 from serving.trust import require_all_trusted, settled_trust
 

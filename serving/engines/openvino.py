@@ -9,8 +9,8 @@ from typing import Any
 from serving.adapters import adapter_settings
 from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
-from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
+from serving.interpreter import engine_python
 
 TOKENIZER_NAME = "openvino_tokenizer.xml"
 GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})

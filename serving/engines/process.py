@@ -1,7 +1,7 @@
 """An engine whose model is computed in a process of its own (`child.py` says why).
 
 - The process ends with this one, however this one ends.
-- It may run under another Python (`interpreter.py`): the two share nothing but the messages.
+- It may run under another Python (`serving/interpreter.py`): the two share nothing but the messages.
 - The tokens of all requests come in one message, at most one a step (`outbox.py`); a consumer that is late finds them joined in one chunk.
 """
 

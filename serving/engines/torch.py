@@ -7,8 +7,8 @@ from pathlib import Path
 from serving.adapters import adapter_settings
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities
-from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
+from serving.interpreter import engine_python
 
 CAPABILITIES = Capabilities(engine="torch", max_top_logprobs=20)
 

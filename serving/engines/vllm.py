@@ -8,8 +8,8 @@ from pathlib import Path
 from serving.adapters import adapter_settings
 from serving.config import ServeConfig
 from serving.engines.base import Capabilities, GrammarKind
-from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
+from serving.interpreter import engine_python
 
 MAX_TOP_LOGPROBS = 20
 GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})

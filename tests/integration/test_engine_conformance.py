@@ -26,10 +26,10 @@ from serving.admission import Claim, Gate
 from serving.choice import Order
 from serving.config import ServeConfig, SpeculativeConfig
 from serving.engines.base import Engine, EngineError, Grammar, RequestRefusedError, Sampling, TokenLogprob
-from serving.engines.interpreter import engine_python
 from serving.engines.registry import make_engine
 from serving.errors import ApiError
 from serving.grammars import json_grammar, regex_grammar
+from serving.interpreter import engine_python
 from serving.metrics import make_metrics
 from serving.openai_schema import ChatRequest, CompletionRequest
 from serving.service import ServedModel, Service

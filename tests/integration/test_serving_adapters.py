@@ -23,8 +23,8 @@ from infra.provenance import Provenance
 from serving.adapters import ADAPTER_FILE_NAME
 from serving.config import ServeConfig
 from serving.engines.base import Engine, RequestRefusedError, Sampling
-from serving.engines.interpreter import engine_python
 from serving.engines.registry import make_engine
+from serving.interpreter import engine_python
 
 ENGINES = {"openvino": ("toy_quantized", "toy_base"), "torch": ("toy_base", "toy_base"), "vllm": ("wide_base", "wide_base")}
 PARAMS = [pytest.param(name, marks=[pytest.mark.vllm] if name == "vllm" else []) for name in ENGINES]

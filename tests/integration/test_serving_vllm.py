@@ -18,10 +18,10 @@ import pytest
 from infra.errors import ArtifactError
 from serving.config import ServeConfig
 from serving.engines.base import RequestRefusedError, Sampling
-from serving.engines.interpreter import engine_python
 from serving.engines.process import ProcessEngine
 from serving.engines.registry import make_engine
 from serving.engines.vllm import CAPABILITIES, VARIABLES
+from serving.interpreter import engine_python
 
 pytestmark = pytest.mark.vllm
 CACHE_BYTES = 2 * 128 * 512  # blocks of 128 tokens, of which vLLM keeps one for itself; the wide toy's tokens take 512 bytes each

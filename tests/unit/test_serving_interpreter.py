@@ -10,7 +10,7 @@ import pytest
 from infra.errors import ConfigError
 from serving.config import PoolConfig, ServeConfig, ServeJob
 from serving.cores import require_gpus
-from serving.engines.interpreter import PACKAGES, engine_python
+from serving.interpreter import PACKAGES, engine_python
 
 
 def script(path: Path, text: str) -> Path:

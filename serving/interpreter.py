@@ -1,4 +1,4 @@
-"""Which Python runs an engine: libraries whose needs contradict each other live in venvs of their own."""
+"""Which Python runs an engine: libraries whose needs contradict each other live in venvs of their own. Light: the driver asks it too."""
 
 from __future__ import annotations
 
