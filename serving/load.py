@@ -56,7 +56,7 @@ async def run_streams(url: str, model: str, num_streams: int, num_tokens: int) -
         "tokens_per_event": num_made / sum(stream.num_events for stream in streams),
         "ttft_p50_s": statistics.median(firsts_s),
         "ttft_p99_s": quantile(firsts_s, 0.99),
-        "itl_p50_s": statistics.median(gaps_s),
+        "itl_p50_s": quantile(gaps_s, 0.5),
         "itl_p99_s": quantile(gaps_s, 0.99),
         "load_generator_cpu_share": time.process_time() / elapsed_s,
     }
@@ -78,8 +78,8 @@ async def run_one_token(url: str, model: str, num_requests: int) -> dict[str, An
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+    """The smallest value that at least `share` of the values do not exceed; 0 of none, as the gaps of streams that came at once."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
 def request_body(model: str, text: str, num_tokens: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +36,7 @@ def run_watched(job):
 
 run_program(ServeJob, run_watched)
 """
+READER = ThreadPoolExecutor(1)  # a look that timed out goes on reading: a second thread beside it would be given half a line
 AUTOSCALE = {"min_replicas": 0, "max_replicas": 2, "down_delay_s": 3.0, "zero_delay_s": 3.0}
 
 
@@ -50,7 +52,7 @@ async def seconds_until(server: Any, is_true: Callable[[Replicas], bool], timeou
     """How long it took until `is_true` of the replicas."""
     started_s = time.monotonic()
     async with asyncio.timeout(timeout_s):
-        while line := await asyncio.to_thread(server.process.stdout.readline):
+        while line := await asyncio.get_running_loop().run_in_executor(READER, server.process.stdout.readline):
             if is_true(Replicas(json.loads(line))):
                 return time.monotonic() - started_s
     raise AssertionError("the server ended")

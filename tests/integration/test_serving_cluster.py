@@ -16,7 +16,7 @@ import yaml
 
 from infra.artifact_store import open_store
 from infra.contracts import read_manifest
-from infra.errors import ArtifactError
+from infra.errors import ArtifactError, ConfigError
 from serving.cluster_config import ClusterConfig
 from tests.integration.serving_cluster import HEAD_IP, ServingCluster, wait_until
 
@@ -77,7 +77,7 @@ def test_replica_of_an_unsigned_model_or_of_another_engine_does_not_start(
     assert settle(config(), "").model_dir.is_relative_to(tmp_path)
     with pytest.raises(ArtifactError, match="allow_unsigned"):
         settle(config(allow_unsigned=[]), "")
-    with pytest.raises(ArtifactError, match="'quantized' artifact"):
+    with pytest.raises(ConfigError, match="the engine 'vllm' does not read"):
         settle(config(engine="vllm"), "")
 
 
