@@ -25,7 +25,7 @@ def steps(spec: Spec) -> list[Step]:
             needs["export"] = "exported"
         if config.calibration_rows is not None:
             needs["render"] = "tokens"
-        made.append(Step(f"quantize-{weight_format}", 1, "quantized", config, run, needs=needs, check=partial(check, config)))
+        made.append(Step(f"quantize-{weight_format}", 2, "quantized", config, run, needs=needs, check=partial(check, config)))
     return made
 
 

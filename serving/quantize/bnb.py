@@ -9,12 +9,13 @@ from typing import Any
 
 from infra.contracts import WeightFacts, write_manifest
 from infra.errors import ArtifactError
-from infra.files import require_free_space
+from infra.files import read_json, require_free_space, write_json_atomic
 from infra.process import Progress, peak_rss_bytes, run_program
 from serving.formats import QuantizeJob, weight_problems
 from serving.quantize.export import copy_tokenizer, empty, read_merged, silence_libraries, weights_bytes
 from serving.weights import read_bnb_weights
 
+CONFIG_NAME = "config.json"
 NUM_STAGES = 3
 
 
@@ -30,16 +31,16 @@ def quantize(job: QuantizeJob) -> None:
     empty(job.output_dir)
     progress.report(1, NUM_STAGES)
     silence_libraries()
-    copy_tokenizer(job.merged_dir, job.output_dir)
-    _write(job)
+    _write_weights(job)
+    _copy_the_rest(job)
     progress.report(2, NUM_STAGES)
     facts = merged.model.model_copy(update={"quantization": job.quantize.format, "weights": _written_weights(job)})
     write_manifest(job.output_dir, "quantized", job.provenance, facts, {"merged": merged.digest})
     progress.report(NUM_STAGES, NUM_STAGES, peak_gb=peak_rss_bytes() / 1e9)
 
 
-def _write(job: QuantizeJob) -> None:
-    """The quantized weights, and a config.json that says how to read them."""
+def _write_weights(job: QuantizeJob) -> None:
+    """The quantized weights, and a config.json of transformers' own making that says how to read them."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -51,6 +52,14 @@ def _write(job: QuantizeJob) -> None:
         device_map="cpu",
     )
     model.save_pretrained(job.output_dir)
+
+
+def _copy_the_rest(job: QuantizeJob) -> None:
+    """All else as the merged model has it: transformers would write its defaults, and newer names, into the configuration."""
+    told = read_json(job.output_dir / CONFIG_NAME)["quantization_config"]
+    copy_tokenizer(job.merged_dir, job.output_dir)
+    config = read_json(job.output_dir / CONFIG_NAME)
+    write_json_atomic(job.output_dir / CONFIG_NAME, {**config, "quantization_config": told})
 
 
 def _bnb_config(weight_format: str) -> Any:

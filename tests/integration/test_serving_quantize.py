@@ -212,6 +212,23 @@ def test_bitsandbytes_format_is_answered_by_torch_and_timed(
         verify_model(folder, ServeConfig(engine="torch", weights="nf4"))
 
 
+@pytest.mark.slow
+def test_bitsandbytes_format_keeps_the_configuration_of_a_model_that_an_older_transformers_wrote(toy_base: Path, tmp_path: Path) -> None:
+    """The certificate refuses a config.json that says otherwise than the base's, and transformers would write its own names and defaults."""
+    base = read_manifest(toy_base)
+    old = shutil.copytree(toy_base, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config = {**{key: value for key, value in config.items() if key != "attention_dropout"}, "rope_theta": rope["rope_theta"]}
+    (old / "config.json").write_text(json.dumps(config))
+    write_manifest(old, "base", base.provenance, base.model)
+    done = run_module("serving.quantize.bnb", tmp_path / "made", merged_dir=str(old), quantize=CONFIG.of("bnb-nf4").model_dump())
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "made/config.json").read_text())
+    assert written.pop("quantization_config")["load_in_4bit"]
+    assert written == config
+
+
 def test_plain_weights_for_vllm_are_the_merged_ones_and_checked_as_such(toy_base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "vllm-bf16"
     done = run_module("serving.quantize.vllm", folder, merged_dir=str(toy_base), quantize=CONFIG.of("vllm-bf16").model_dump())
