@@ -214,7 +214,7 @@ def test_bitsandbytes_format_is_answered_by_torch_and_timed(
 
 @pytest.mark.slow
 def test_bitsandbytes_format_keeps_the_configuration_of_a_model_that_an_older_transformers_wrote(toy_base: Path, tmp_path: Path) -> None:
-    """The certificate refuses a config.json that says otherwise than the base's, and transformers would write its own names and defaults."""
+    """A certificate refuses a config.json that says otherwise than the base's, and transformers would write its own names and defaults."""
     base = read_manifest(toy_base)
     old = shutil.copytree(toy_base, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())
