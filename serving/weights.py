@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,16 @@ def read_bnb_weights(folder: Path) -> WeightFacts:
     """The weights of a folder that bitsandbytes quantized, by the tensors of its files. Raises ArtifactError where there are none."""
     kinds: Counter[tuple[str, int | None]] = Counter()
     num_numbers: Counter[bool] = Counter()
-    for path in sorted(folder.glob("*.safetensors")):
-        with _opened(path) as stream:
-            for name in stream.keys():  # noqa: SIM118 - it is no mapping
-                if name.endswith(".SCB"):
-                    kinds["int8_sym", None] += 1
-                elif BNB_STATE in name:
-                    state = json.loads(bytes(stream.get_tensor(name)))
-                    kinds[state["quant_type"], state["blocksize"]] += 1
-                elif name.endswith(".weight"):
-                    tensor = stream.get_slice(name)
-                    is_packed = tensor.get_dtype() == "U8"
-                    num_numbers[is_packed] += prod(tensor.get_shape()) * (2 if is_packed else 1)
+    for name, stream in _tensors(folder):
+        if name.endswith(".SCB"):
+            kinds["int8_sym", None] += 1
+        elif BNB_STATE in name:
+            state = json.loads(bytes(stream.get_tensor(name)))
+            kinds[state["quant_type"], state["blocksize"]] += 1
+        elif name.endswith(".weight"):
+            tensor = stream.get_slice(name)
+            is_packed = tensor.get_dtype() == "U8"
+            num_numbers[is_packed] += prod(tensor.get_shape()) * (2 if is_packed else 1)
     if len(kinds) != 1:
         raise ArtifactError(f"{folder}: weights by bitsandbytes as {sorted(kinds)} were found; one kind is needed. Quantize it again.")
     ((mode, group_size),) = kinds
@@ -124,16 +122,22 @@ def read_bnb_weights(folder: Path) -> WeightFacts:
 def read_plain_weights(folder: Path) -> WeightFacts:
     """The weights of a folder that nothing was quantized in, by its matrices. Raises ArtifactError on numbers of another kind."""
     numbers: Counter[str] = Counter()
-    for path in sorted(folder.glob("*.safetensors")):
-        with _opened(path) as stream:
-            for name in stream.keys():  # noqa: SIM118 - it is no mapping
-                tensor = stream.get_slice(name)
-                if len(tensor.get_shape()) > 1:
-                    numbers[tensor.get_dtype()] += prod(tensor.get_shape())
+    for name, stream in _tensors(folder):
+        tensor = stream.get_slice(name)
+        if len(tensor.get_shape()) > 1:
+            numbers[tensor.get_dtype()] += prod(tensor.get_shape())
     if not numbers or (odd := sorted(set(numbers) - set(MODE_OF_DTYPE))):
         found = f"matrices of {', '.join(odd)}" if numbers else "no matrix"
         raise ArtifactError(f"{folder}: {found} found; plain weights in safetensors are needed. Run the step that makes it again.")
     return WeightFacts(mode=MODE_OF_DTYPE[numbers.most_common(1)[0][0]])
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The name of each tensor of a folder, with the open file that holds it."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as stream:
+            for name in stream.keys():  # noqa: SIM118 - it is no mapping
+                yield name, stream
 
 
 def _opened(path: Path) -> Any:

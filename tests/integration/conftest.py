@@ -33,28 +33,36 @@ def chat_row(number: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, free_port: int) -> Path:
-    """The spec file of the shared run."""
-    folder = tmp_path_factory.mktemp("pipeline")
+def write_toy_spec(folder: Path, model: Path, **parts: Any) -> Path:
+    """A spec file for a toy model and its rows beside it; `parts` are what it says beyond that."""
     for name, numbers in (("train", range(0, 96)), ("heldout", range(100, 108))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(chat_row(number)) + "\n" for number in numbers))
     spec = {
         "name": "toy",
-        "base_model": f"file:{toy_model}",
+        "base_model": f"file:{model}",
         "dataset": {"type": "files", "train": "train.jsonl", "heldout": "heldout.jsonl"},
         "train": {"epochs": 1, "batch_rows": 8, "micro_batch_rows": 8, "lora": {"rank": 4}},
-        "quantize": {"formats": ["openvino-int8", "openvino-int4-awq"], "calibration_rows": 8},
-        "evaluate": {"metrics": ["exact_match_json", "valid_json", "perplexity"], "max_new_tokens": 8},
         # The toy's logits are steep: what 8 bits in the cache change at the server is several times what a real model shows.
         "prove": {"heldout_prompts": 4, "max_new_tokens": 8, "tolerance": 4},
         # An untrained toy knows nothing: what is tested here is the way through, not the score.
         "gates": {"min_score": 0, "min_gain": -1, "max_quantization_drop": 1, "min_merge_agreement": 0},
-        "serve": {"port": free_port},
+        **parts,
     }
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_spec(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, free_port: int) -> Path:
+    """The spec file of the shared run."""
+    return write_toy_spec(
+        tmp_path_factory.mktemp("pipeline"),
+        toy_model,
+        quantize={"formats": ["openvino-int8", "openvino-int4-awq"], "calibration_rows": 8},
+        evaluate={"metrics": ["exact_match_json", "valid_json", "perplexity"], "max_new_tokens": 8},
+        serve={"port": free_port},
+    )
 
 
 @pytest.fixture(scope="session")
