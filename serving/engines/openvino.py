@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.settings import OPENVINO_PROGRAM
 from serving.adapters import adapter_settings
 from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
@@ -45,7 +46,7 @@ class OpenVinoEngine(ProcessEngine):
         if speculative is not None:
             settings["speculative"] = speculative.model_dump(mode="json")
         can_do = capabilities(model_dir)
-        super().__init__(model_dir, "serving.engines.openvino_steps", settings, can_do, python, stream_interval_s=stream_interval_s)
+        super().__init__(model_dir, OPENVINO_PROGRAM, settings, can_do, python, stream_interval_s=stream_interval_s)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:

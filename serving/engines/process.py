@@ -55,6 +55,7 @@ class ProcessEngine:
         stream_interval_s: float = 0.0,
     ) -> None:
         self._model_dir = model_dir
+        self._program = program
         self._command = [str(python or sys.executable), "-m", program]
         self._first_message = {"stream_interval_s": stream_interval_s, "settings": settings}
         self._capabilities = capabilities
@@ -127,7 +128,7 @@ class ProcessEngine:
                 [*self._command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**child_environment("serving"), **self._variables},
+                env={**child_environment(self._program), **self._variables},
             )
         return ours
 
