@@ -37,14 +37,14 @@ TORCH = {
     "serving.engines.vllm": "torch",
     "serving.forced.torch": "torch",
 }
-PEERS = {"serving.peers": "a peer", "training.peers": "a peer"}
+NOWHERE = {"serving.peers": "a peer", "training.peers": "a peer", "serving.harness": "lm-eval", "training.harness": "lm-eval"}
 IMAGES = (
     Image(
         "train",
         ("torch-cpu", "train"),
         ("train", "quantize"),
         ("vllm", "torchvision", "trl", "pytest", "llama_cpp"),
-        {**PEERS, "training.harness": "lm-eval"},
+        NOWHERE,
         ("training", "serving.quantize", "infra"),
     ),
     Image(
@@ -52,7 +52,7 @@ IMAGES = (
         ("serve-cpu",),
         ("serve",),
         ("torch", "transformers", "vllm", "triton", "nncf", "optimum", "peft", "pytest"),
-        {**PEERS, **TORCH},
+        {**NOWHERE, **TORCH},
         ("serving", "infra"),
         serves=True,
     ),
@@ -62,7 +62,7 @@ IMAGES = (
         ("serve-vllm",),
         ("openvino", "openvino_genai", "nncf", "optimum", "peft", "pytest"),
         {
-            **PEERS,
+            **NOWHERE,
             "serving.engines.openvino_steps": "openvino",
             "serving.forced.openvino": "openvino",
             "serving.bench": "openvino",
