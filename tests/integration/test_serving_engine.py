@@ -116,7 +116,9 @@ class BreakingEngine(OpenVinoEngine):
                 lines = JsonLines(theirs)
                 settings = lines.read(wait=True)[0]["settings"]
                 lines.write({"ready": True})
-                answer_until_closed(openvino_steps.Batch(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4)), lines)
+                batch = openvino_steps.Batch(BrokenPipeline(openvino_steps.load(**settings), breaks_at=4))
+                answer_until_closed(batch, lines)
+                batch.clear()  # its process would have ended here; the pipeline's destructor tells of requests left in it
 
         threading.Thread(target=answer, daemon=True).start()
         return ours
