@@ -32,7 +32,7 @@ VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
 # Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin keeps (5000 by itself) and oneDNN in it
 # (infra/settings.py says how many). With 32 of each, the 135M model's process held 666 MB where it was 914 after 1,300 requests of many
-# lengths, and made 1.01, 1.00 and 0.98 times the tokens/s at 8, 32 and 64 requests of lengths that differ. With 16 it held 12 MB less than
+# lengths, and made 1.01, 1.00 and 0.98 times the tokens/s at 8, 32 and 64 requests of lengths that differ. With 16 it held 11 MB less than
 # with 32 at 0.98 to 1.02 times the tokens/s; with 8 another 8 MB less, at 0.94 to 0.98.
 KERNELS_KEPT = "16"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
