@@ -21,11 +21,6 @@ TRAINING_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
 }
 
-# Give freed memory back at once and keep one heap: OpenVINO's process with the 135M model, 32 requests at once and a full cache of 256 MB
-# held 595 MB where it was 610, at 1.05 times the tokens per second; with 16 requests at 0.96 (0.85-1.14).
-OPENVINO_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
-OPENVINO_PROGRAM = "serving.engines.openvino_steps"
-
 ExecutorName = Literal["local", "ray", "kubernetes"]
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 RAY_JOBS_ADDRESS = "http://127.0.0.1:8265"
@@ -201,14 +196,11 @@ def traces_are_wanted() -> bool:
 def child_environment(module: str = "training") -> dict[str, str]:
     """Environment for a program that we start, `python -m module`: this process's, and what `program_variables` adds.
 
-    Only training gets its allocator settings: with them an engine of OpenVINO took 172 MB more after one request. OpenVINO's process gets
-    settings of its own, before which go this process's.
+    Only training gets its allocator settings: with them an engine of OpenVINO took 172 MB more after one request.
     In a Ray job OMP_NUM_THREADS is what Ray reserved for the entrypoint, 1, while the program is to use the machine.
     """
     left_out = {"OMP_NUM_THREADS"} if IN_RAY_JOB in os.environ else set()
     inherited = {name: value for name, value in os.environ.items() if TRAINING_ALLOCATOR.get(name) != value and name not in left_out}
-    if module == OPENVINO_PROGRAM:
-        return {**OPENVINO_ALLOCATOR, **inherited, **program_variables()}
     return {**inherited, **program_variables(), **(TRAINING_ALLOCATOR if module.split(".")[0] == "training" else {})}
 
 

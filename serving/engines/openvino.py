@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.settings import OPENVINO_PROGRAM
 from serving.adapters import adapter_settings
 from serving.config import Precision, ServeConfig, SpeculativeConfig
 from serving.engines.base import Capabilities, GrammarKind
@@ -15,6 +14,9 @@ from serving.interpreter import engine_python
 
 TOKENIZER_NAME = "openvino_tokenizer.xml"
 GRAMMARS: frozenset[GrammarKind] = frozenset({"json_schema", "regex"})
+# Give freed memory back at once and keep one heap: OpenVINO's process with the 135M model, 32 requests at once and a full cache of 256 MB
+# held 595 MB where it was 610, at 1.05 times the tokens per second; with 16 requests at 0.96 (0.85-1.14).
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 
 
 class OpenVinoEngine(ProcessEngine):
@@ -46,7 +48,8 @@ class OpenVinoEngine(ProcessEngine):
         if speculative is not None:
             settings["speculative"] = speculative.model_dump(mode="json")
         can_do = capabilities(model_dir)
-        super().__init__(model_dir, OPENVINO_PROGRAM, settings, can_do, python, stream_interval_s=stream_interval_s)
+        program = "serving.engines.openvino_steps"
+        super().__init__(model_dir, program, settings, can_do, python, None, stream_interval_s, ALLOCATOR)
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:

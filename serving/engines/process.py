@@ -39,8 +39,9 @@ class _Request:
 
 
 class ProcessEngine:
-    """The model in `model_dir`, computed by `PYTHON -m PROGRAM`, which is sent `settings` first; `variables` join its environment.
+    """The model in `model_dir`, computed by `PYTHON -m PROGRAM`, which is sent `settings` first.
 
+    `variables` go before what this process's environment says, and that before `default_variables`.
     Tokens of a request that are made within `stream_interval_s` come together.
     """
 
@@ -53,13 +54,13 @@ class ProcessEngine:
         python: Path | None = None,
         variables: Mapping[str, str] | None = None,
         stream_interval_s: float = 0.0,
+        default_variables: Mapping[str, str] | None = None,
     ) -> None:
         self._model_dir = model_dir
-        self._program = program
         self._command = [str(python or sys.executable), "-m", program]
         self._first_message = {"stream_interval_s": stream_interval_s, "settings": settings}
         self._capabilities = capabilities
-        self._variables = variables or {}
+        self._environment = {**(default_variables or {}), **child_environment("serving"), **(variables or {})}
         self._numbers = itertools.count()
         self._requests: dict[int, _Request] = {}
         self._failure: str | None = "the engine is not started"
@@ -128,7 +129,7 @@ class ProcessEngine:
                 [*self._command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**child_environment(self._program), **self._variables},
+                env=self._environment,
             )
         return ours
 

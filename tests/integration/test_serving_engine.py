@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openvino_genai
+import psutil
 import pytest
 
 from infra.answers import Prompt, read_answers, read_expected, write_prompts
@@ -24,7 +25,7 @@ from serving.engines import openvino_steps
 from serving.engines.base import EngineError, Sampling
 from serving.engines.child import answer_until_closed
 from serving.engines.messages import JsonLines
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.openvino import ALLOCATOR, OpenVinoEngine
 from serving.limits import cache_tokens
 from serving.predict import predict
 
@@ -86,6 +87,17 @@ def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_ba
     ranks = [order.index(token) for order, token in zip(ranked, with_engine(toy_quantized, first_tokens), strict=True)]
     assert max(ranks) <= 3
     assert ranks.count(0) >= len(ranks) / 2
+
+
+def test_engine_process_has_allocator_settings_of_openvino_and_the_users_before_them(
+    toy_quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+
+    async def its_variables(engine: OpenVinoEngine) -> dict[str, str]:
+        return next(child.environ() for child in psutil.Process().children() if "serving.engines.openvino_steps" in child.cmdline())
+
+    assert {**ALLOCATOR, "MALLOC_ARENA_MAX": "3"}.items() <= with_engine(toy_quantized, its_variables).items()
 
 
 class BrokenPipeline:
