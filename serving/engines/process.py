@@ -72,7 +72,10 @@ class ProcessEngine:
         """Loads the model. Raises ArtifactError when the library cannot read it."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._launch(), limit=MESSAGE_BYTES)
         self._send(self._first_message)
-        line = await self._reader.readline()
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:  # it ended before it had read what it was sent
+            line = b""
         answer = json.loads(line) if line else {"failure": "its process ended while it loaded"}
         if "failure" in answer:
             await self._close()

@@ -19,13 +19,15 @@ import pytest
 from infra.answers import Prompt, read_answers, read_expected, write_prompts
 from infra.chat import load_codec
 from infra.contracts import verify, write_manifest
+from infra.errors import ArtifactError
 from infra.provenance import Provenance
 from serving.config import PredictJob
 from serving.engines import openvino_steps
 from serving.engines.base import EngineError, Sampling
 from serving.engines.child import answer_until_closed
 from serving.engines.messages import JsonLines
-from serving.engines.openvino import ALLOCATOR, OpenVinoEngine
+from serving.engines.openvino import ALLOCATOR, OpenVinoEngine, capabilities
+from serving.engines.process import ProcessEngine
 from serving.limits import cache_tokens
 from serving.predict import predict
 
@@ -98,6 +100,14 @@ def test_engine_process_has_allocator_settings_of_openvino_and_the_users_before_
         return next(child.environ() for child in psutil.Process().children() if "serving.engines.openvino_steps" in child.cmdline())
 
     assert {**ALLOCATOR, "MALLOC_ARENA_MAX": "3"}.items() <= with_engine(toy_quantized, its_variables).items()
+
+
+def test_engine_process_that_ends_before_it_reads_is_told_as_one(toy_quantized: Path) -> None:
+    """Its end of the connection then holds what was not read, and the other end is reset instead of closed."""
+    can_do = capabilities(toy_quantized)
+    engine = ProcessEngine(toy_quantized, "serving.engines.no_such_program", {}, can_do)
+    with pytest.raises(ArtifactError, match="its process ended while it loaded"):
+        asyncio.run(engine.start())
 
 
 class BrokenPipeline:
