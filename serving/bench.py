@@ -84,47 +84,56 @@ def _peer_model(name: str, python: Path, given: argparse.Namespace) -> Path:
 async def _turn(
     batch: Batch, codec: ChatCodec, ours: Server, peers: dict[str, Server], num_streams: int, num_tokens: int
 ) -> dict[str, dict[str, float]]:
-    """One measurement of each: the bare engine first, then our server, then the others."""
+    """One measurement of each, with the same prompts: the bare engine first, then our server, then the others."""
     nonce = uuid.uuid4().hex
-    figures = {"engine": _engine(batch, [codec.encode_text(prompt(nonce, index)) for index in range(num_streams)], num_tokens)}
+    figures = {"engine": _engine(batch, codec, [prompt(nonce, index) for index in range(num_streams)], num_tokens)}
     engine_before_s, other_before_s = ours.cpu_s
-    figures["ours"] = await ask_load_generator(ours, num_streams, num_tokens)
+    figures["ours"] = await ask_load_generator(ours, num_streams, num_tokens, nonce)
     engine_after_s, other_after_s = ours.cpu_s
     figures["ours"]["cpu_outside_engine_share"] = (other_after_s - other_before_s) / max(engine_after_s - engine_before_s, 1e-3)
     for name, peer in peers.items():
-        figures[name] = await ask_load_generator(peer, num_streams, num_tokens)
+        figures[name] = await ask_load_generator(peer, num_streams, num_tokens, nonce)
     shown = ", ".join(f"{name} {each['tokens_per_s']:.1f}" for name, each in figures.items())
     print(f"{num_streams:3d} streams, tokens/s: {shown}", file=sys.stderr, flush=True)
     return figures
 
 
-def _engine(batch: Batch, prompts: list[list[int]], num_tokens: int) -> dict[str, float]:
-    """Answers all prompts together."""
-    num_made = 0
-    firsts_s: dict[int, float] = {}
+def _engine(batch: Batch, codec: ChatCodec, prompts: list[str], num_tokens: int) -> dict[str, float]:
+    """Answers all prompts together; a first token is one that can be read, as it is to the server's clients."""
+    asked = [codec.encode_text(text) for text in prompts]
+    arrivals: dict[int, list[tuple[float, list[int]]]] = {number: [] for number in range(len(asked))}
     started_s = time.perf_counter()
-    for number, ids in enumerate(prompts):
+    for number, ids in enumerate(asked):
         batch.add(number, ids, Sampling(max_tokens=num_tokens))
     while batch.has_work:
         news = batch.step()
         now_s = time.perf_counter()
-        num_made += sum(len(ids) for _, ids, *_ in news)
-        firsts_s = {number: now_s - started_s for number, *_ in news} | firsts_s
-    return {"tokens_per_s": num_made / (time.perf_counter() - started_s), "ttft_p50_s": statistics.median(firsts_s.values())}
+        for number, ids, *_ in news:
+            arrivals[number].append((now_s, ids))
+    elapsed_s = time.perf_counter() - started_s
+    num_made = sum(len(ids) for parts in arrivals.values() for _, ids in parts)
+    firsts_s = [first_text_s(parts, codec) - started_s for parts in arrivals.values()]
+    return {"tokens_per_s": num_made / elapsed_s, "ttft_p50_s": statistics.median(firsts_s)}
+
+
+def first_text_s(parts: list[tuple[float, list[int]]], codec: ChatCodec) -> float:
+    """When an answer first had text; its end, where it has none. Models begin off their subject with tokens that no text stands for."""
+    decoder = codec.stream_decoder()
+    return next((at_s for at_s, ids in parts if "".join(map(decoder.feed, ids))), parts[-1][0])
 
 
 def _engine_one_token(batch: Batch, codec: ChatCodec) -> float:
     times_s = []
     for index in range(NUM_ONE_TOKEN):
         started_s = time.perf_counter()
-        _engine(batch, [codec.encode_text(prompt("again", index % 4))], 1)
+        _engine(batch, codec, [prompt("again", index % 4)], 1)
         times_s.append(time.perf_counter() - started_s)
     return statistics.median(times_s)
 
 
-async def ask_load_generator(server: Server, num_streams: int, num_tokens: int) -> dict[str, float]:
+async def ask_load_generator(server: Server, num_streams: int, num_tokens: int, *nonce: str) -> dict[str, float]:
     """What the load generator, in its own process, measured. Raises TransientError when it fails."""
-    command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens)]
+    command = [sys.executable, "-m", "serving.load", server.url, server.model_name, str(num_streams), str(num_tokens), *nonce]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=child_environment("serving"))
     output, _ = await process.communicate()
     if process.returncode:
@@ -137,13 +146,14 @@ def _summary(turns: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     engine = {key: statistics.median(turn["engine"][key] for turn in turns) for key in turns[0]["engine"]}
     ours = {key: statistics.median(turn["ours"][key] for turn in turns) for key in turns[0]["ours"]}
     ratios = [turn["ours"]["tokens_per_s"] / turn["engine"]["tokens_per_s"] for turn in turns]
+    added_s = statistics.median(turn["ours"]["ttft_p50_s"] - turn["engine"]["ttft_p50_s"] for turn in turns)
     return {
         "tokens_per_s": round(ours["tokens_per_s"], 1),
         "engine_tokens_per_s": round(engine["tokens_per_s"], 1),
         "ratio_to_engine": round(ours["tokens_per_s"] / engine["tokens_per_s"], 3),
         "ratio_low": round(min(ratios), 3),
         "ratio_high": round(max(ratios), 3),
-        "added_ttft_p50_ms": round(1e3 * (ours["ttft_p50_s"] - engine["ttft_p50_s"]), 2),
+        "added_ttft_p50_ms": round(1e3 * added_s, 2),
         **{name.replace("_s", "_ms"): round(1e3 * ours[name], 2) for name in ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s")},
         **{name: round(ours[name], 3) for name in ("tokens_per_event", "cpu_outside_engine_share", "load_generator_cpu_share")},
     }

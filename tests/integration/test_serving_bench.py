@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from infra.chat import load_codec
+from serving.bench import first_text_s
+
 
 def run(module: str, *options: str) -> Any:
     done = subprocess.run([sys.executable, "-m", module, *options], capture_output=True, text=True, check=False)
@@ -31,6 +34,14 @@ def test_bench_serve_compares_the_engine_and_its_server(toy_quantized: Path) -> 
     assert figures["cold_start_s"] > 0
     assert figures["replica_rss_bytes"] > 50 << 20
     assert figures["one_token_p50_s"] >= figures["engine_one_token_p50_s"] > 0
+
+
+def test_first_token_of_the_bare_engine_is_the_first_that_a_client_could_read(toy_base: Path) -> None:
+    """Half of the demo's answers to the benchmark's prompts begin with tokens of no text, and the server sends none of these."""
+    codec = load_codec(toy_base)
+    special, (word, *_) = codec.tokenizer.token_to_id("<|im_start|>"), codec.encode_text("lamp")
+    assert first_text_s([(1.0, [special]), (2.0, [special, word]), (3.0, [word])], codec) == 2.0
+    assert first_text_s([(1.0, [special]), (2.0, [special])], codec) == 2.0
 
 
 def test_bench_serve_without_the_peers_python_exits_2(toy_quantized: Path, tmp_path: Path) -> None:
