@@ -21,7 +21,7 @@ from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.child import Batch as AnyBatch
 from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.messages import News
-from serving.engines.start_memory import release_start_memory
+from serving.engines.memory import giving_back_freed_heap, release_start_memory
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 MODEL_NAME = "openvino_model.xml"
@@ -279,4 +279,5 @@ def require_layers(name: str, adapter: AdapterFiles, model: str) -> None:
 
 
 if __name__ == "__main__":
-    run_engine(int(sys.argv[1]), make_batch)
+    with giving_back_freed_heap():
+        run_engine(int(sys.argv[1]), make_batch)

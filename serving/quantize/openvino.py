@@ -20,7 +20,7 @@ from infra.contracts import MANIFEST_NAME, Manifest, WeightFacts, verify, write_
 from infra.errors import ArtifactError, ConfigError
 from infra.files import require_free_space
 from infra.process import Progress, peak_rss_bytes, run_program
-from serving.engines.start_memory import giving_back_file_pages
+from serving.engines.memory import giving_back_file_pages
 from serving.formats import FormatConfig, QuantizeJob, weight_problems
 from serving.quantize.calibration import calibration_inputs
 from serving.quantize.export import MODEL_NAME, empty, export_model, read_merged, silence_libraries, weights_bytes

@@ -28,7 +28,7 @@ from serving.engines import openvino_steps
 from serving.engines.base import EngineError, Sampling
 from serving.engines.child import answer_until_closed
 from serving.engines.messages import JsonLines
-from serving.engines.openvino import ALLOCATOR, OpenVinoEngine, capabilities
+from serving.engines.openvino import VARIABLES, OpenVinoEngine, capabilities
 from serving.engines.openvino_steps import MODEL_NAME
 from serving.engines.process import ProcessEngine
 from serving.limits import cache_tokens
@@ -94,15 +94,13 @@ def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_ba
     assert ranks.count(0) >= len(ranks) / 2
 
 
-def test_engine_process_has_allocator_settings_of_openvino_and_the_users_before_them(
-    toy_quantized: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_process_has_variables_of_openvino_and_the_users_before_them(toy_quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
 
     async def its_variables(engine: OpenVinoEngine) -> dict[str, str]:
         return next(child.environ() for child in psutil.Process().children() if "serving.engines.openvino_steps" in child.cmdline())
 
-    assert {**ALLOCATOR, "MALLOC_ARENA_MAX": "3"}.items() <= with_engine(toy_quantized, its_variables).items()
+    assert {**VARIABLES, "MALLOC_ARENA_MAX": "3"}.items() <= with_engine(toy_quantized, its_variables).items()
 
 
 def test_engine_process_that_ends_before_it_reads_is_told_as_one(toy_quantized: Path) -> None:

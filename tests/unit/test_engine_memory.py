@@ -1,4 +1,4 @@
-"""Pages of a mapped file are given back, and what is read afterwards is still the file."""
+"""Pages of a mapped file and freed memory are given back, and what is read afterwards is still there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from serving.engines.start_memory import giving_back_file_pages, release_file_pages
+from serving.engines.memory import giving_back_file_pages, giving_back_freed_heap, release_file_pages
 
 SIZE_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 16  # smaller than what glibc maps by itself
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise as Linux has it")
 
 
@@ -67,3 +69,22 @@ def resident_bytes(path: Path) -> int:
         elif is_mapping and line.startswith("Rss:"):
             found += int(line.split()[1]) * 1024
     return found
+
+
+def test_memory_freed_within_the_block_goes_back_while_it_lasts() -> None:
+    """Blocks too small to be mapped by themselves, the last of which stays in use: glibc alone would keep those below it."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    blocks = [libc.malloc(BLOCK_BYTES) for _ in range(SIZE_BYTES // BLOCK_BYTES)]
+    for block in blocks:
+        ctypes.memset(block, 1, BLOCK_BYTES)
+    for block in blocks[:-1]:
+        libc.free(block)
+    kept = psutil.Process().memory_info().rss
+    with giving_back_freed_heap(every_s=0.01):
+        deadline_s = time.monotonic() + 30
+        while psutil.Process().memory_info().rss > kept - SIZE_BYTES // 2:
+            assert time.monotonic() < deadline_s, "freed memory stays"
+            time.sleep(0.01)
+    assert ctypes.string_at(blocks[-1], BLOCK_BYTES) == b"\1" * BLOCK_BYTES
+    libc.free(blocks[-1])
