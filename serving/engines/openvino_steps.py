@@ -20,8 +20,8 @@ from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
 from serving.engines.child import Batch as AnyBatch
 from serving.engines.lanes import GUESSED_SHARE, Lanes
-from serving.engines.messages import News
 from serving.engines.memory import giving_back_freed_heap, release_start_memory
+from serving.engines.messages import News
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 MODEL_NAME = "openvino_model.xml"
