@@ -31,11 +31,9 @@ def release_freed_heap() -> None:
         trim(0)
 
 
-@contextlib.contextmanager
-def giving_back_freed_heap(every_s: float = 5.0) -> Iterator[None]:
+def giving_back_freed_heap(every_s: float = 5.0) -> contextlib.AbstractContextManager[None]:
     """Within the block, freed memory goes back all the while: as little is held as by an allocator that keeps none, which is slower."""
-    with repeated(release_freed_heap, every_s, "freed-heap"):
-        yield
+    return repeated(release_freed_heap, every_s, "freed-heap")
 
 
 @contextlib.contextmanager

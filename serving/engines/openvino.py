@@ -50,9 +50,15 @@ class OpenVinoEngine(ProcessEngine):
         }
         if speculative is not None:
             settings["speculative"] = speculative.model_dump(mode="json")
-        can_do = capabilities(model_dir)
-        program = "serving.engines.openvino_steps"
-        super().__init__(model_dir, program, settings, can_do, python, None, stream_interval_s, VARIABLES)
+        super().__init__(
+            model_dir,
+            "serving.engines.openvino_steps",
+            settings,
+            capabilities(model_dir),
+            python,
+            stream_interval_s=stream_interval_s,
+            default_variables=VARIABLES,
+        )
 
 
 def make_engine(model_dir: Path, config: ServeConfig) -> OpenVinoEngine:

@@ -23,6 +23,7 @@ from infra.chat import load_codec
 from infra.contracts import verify, write_manifest
 from infra.errors import ArtifactError
 from infra.provenance import Provenance
+from infra.settings import child_environment
 from serving.config import PredictJob
 from serving.engines import openvino_steps
 from serving.engines.base import EngineError, Sampling
@@ -95,6 +96,7 @@ def test_engine_first_token_agrees_with_transformers(toy_quantized: Path, toy_ba
 
 
 def test_engine_process_has_variables_of_openvino_and_the_users_before_them(toy_quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not VARIABLES.keys() & child_environment("serving").keys()  # what other engines and the server start with
     monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
 
     async def its_variables(engine: OpenVinoEngine) -> dict[str, str]:

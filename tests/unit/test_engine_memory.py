@@ -60,17 +60,6 @@ def test_pages_read_within_the_block_go_back_while_it_lasts(tmp_path: Path) -> N
         assert threading.active_count() == num_threads
 
 
-def resident_bytes(path: Path) -> int:
-    """This process's pages of a file."""
-    found, is_mapping = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line[0].isupper() and "-" in line.split()[0]:
-            is_mapping = line.endswith(str(path))
-        elif is_mapping and line.startswith("Rss:"):
-            found += int(line.split()[1]) * 1024
-    return found
-
-
 def test_memory_freed_within_the_block_goes_back_while_it_lasts() -> None:
     """Blocks too small to be mapped by themselves, the last of which stays in use: glibc alone would keep those below it."""
     libc = ctypes.CDLL(None)
@@ -88,3 +77,14 @@ def test_memory_freed_within_the_block_goes_back_while_it_lasts() -> None:
             time.sleep(0.01)
     assert ctypes.string_at(blocks[-1], BLOCK_BYTES) == b"\1" * BLOCK_BYTES
     libc.free(blocks[-1])
+
+
+def resident_bytes(path: Path) -> int:
+    """This process's pages of a file."""
+    found, is_mapping = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line[0].isupper() and "-" in line.split()[0]:
+            is_mapping = line.endswith(str(path))
+        elif is_mapping and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
