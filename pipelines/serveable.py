@@ -11,6 +11,7 @@ from infra.answers import read_prompts
 from infra.contracts import MANIFEST_NAME, read_manifest, verify
 from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json
+from infra.model_sizes import head_size, row_sizes
 from pipelines.spec import Spec
 from serving.formats import INT4_FORMATS
 from serving.limits import ENGINE_OF_FORMAT, cache_tokens, model_problems
@@ -82,8 +83,7 @@ def _engines(spec: Spec) -> list[str]:
 def _group_problems(spec: Spec, config: Mapping[str, Any]) -> list[str]:
     """Rows that do not fall into whole groups, which NNCF refuses after the model has been trained."""
     group, wanted = spec.quantize.group_size, [each for each in spec.quantize.formats if each in INT4_FORMATS]
-    heads = config.get("num_attention_heads", 1)
-    sizes = {config.get("hidden_size"), config.get("intermediate_size"), heads * (config.get("head_dim") or 0)} - {None, 0}
+    sizes = row_sizes(config)
     if not wanted or not (uneven := sorted(size for size in sizes if size % group)):
         return []
     fitting = [each for each in (128, 96, 64, 48, 32, 16) if all(size % each == 0 for size in sizes)]
@@ -130,8 +130,7 @@ def _served_tokens(spec: Spec, config: Mapping[str, Any]) -> list[tuple[str, int
 def _cached_values_per_token(config: Mapping[str, Any]) -> int:
     """Numbers in the KV cache for one token: keys and values of every layer and head that has its own."""
     heads = config["num_attention_heads"]
-    head_size = config.get("head_dim") or config["hidden_size"] // heads
-    values: int = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_size
+    values: int = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_size(config)
     return values
 
 

@@ -144,8 +144,8 @@ class ServeConfig(Config):
     default_max_tokens: int = Field(256, ge=1)
     """New tokens where a request does not say."""
     precision: Precision = "f32"
-    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On AMX `f32` makes 1.5
-    times the tokens/s of `auto` at one request, 1.2 times at 16, as many at 32 and 0.8 of them at 64; answers depend less on others."""
+    """What `openvino` calculates in beside its 8-bit products; `auto` is bf16 where the processor has it. On AMX `f32` makes 1.3
+    times the tokens/s of `auto` at one request and at 16, 1.1 times at 32 and as many at 64; answers depend less on others."""
     cache_gb: float = Field(1, ge=0.01, le=10_000)
     """Memory of the KV cache of one replica, in GB (2^30 bytes); taken as it fills."""
     speculative: SpeculativeConfig | None = None

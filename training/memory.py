@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from infra.model_sizes import head_size
 from training.config import TrainConfig
 
 PROGRAM_BYTES = 700 << 20  # Python with torch and transformers 480 MB before any model, kernels and threads 220 MB after some steps
@@ -87,7 +88,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         intermediate=config["intermediate_size"],
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        head_dim=head_size(config),
         layers=config["num_hidden_layers"],
         vocabulary=config["vocab_size"],
         is_tied=bool(config.get("tie_word_embeddings")),

@@ -13,6 +13,7 @@ import openvino
 import openvino_genai
 
 from infra.files import read_json
+from infra.model_sizes import head_size
 from serving.adapters import AdapterFiles, read_adapters
 from serving.config import SpeculativeConfig
 from serving.engines.adapter_batch import AdapterBatch
@@ -22,6 +23,7 @@ from serving.engines.child import Batch as AnyBatch
 from serving.engines.lanes import GUESSED_SHARE, Lanes
 from serving.engines.memory import giving_back_freed_heap, release_start_memory
 from serving.engines.messages import News
+from serving.engines.openvino_device import device_properties
 
 GREEDY_TEMPERATURE = 1e-4  # below this, dividing by the temperature leaves one token with all the mass
 MODEL_NAME = "openvino_model.xml"
@@ -30,11 +32,6 @@ VALUE_SCALE_BYTES = KEY_SCALE_BYTES = 8  # two fp32 numbers
 # A key's numbers get their scale from the token, not from the block: there a wrong guess would change how the right ones beside it are
 # rounded, and answers with guesses differ from those without.
 KEYS_BY_TOKEN = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
-# Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin keeps (5000 by itself) and oneDNN in it
-# (infra/settings.py says how many). With 32 of each, the 135M model's process held 666 MB where it was 914 after 1,300 requests of many
-# lengths, and made 1.01, 1.00 and 0.98 times the tokens/s at 8, 32 and 64 requests of lengths that differ. With 16 it held 11 MB less than
-# with 32 at 0.98 to 1.02 times the tokens/s; with 8 another 8 MB less, at 0.94 to 0.98.
-KERNELS_KEPT = "16"
 MAX_MIN_P = 1 - 1e-6  # it refuses 1, which leaves the likeliest token
 
 
@@ -157,8 +154,7 @@ def cache_blocks(cache_gb: float, *configs: dict[str, Any], has_keys_by_token: b
     """
     block_bytes = 0
     for config in configs:
-        num_heads: int = config["num_attention_heads"]
-        head_dim: int = config.get("head_dim") or config["hidden_size"] // num_heads
+        head_dim, num_heads = head_size(config), config["num_attention_heads"]
         key_scale_bytes = KEY_SCALE_BYTES if has_keys_by_token else KEY_SCALE_BYTES * head_dim // BLOCK_TOKENS
         per_token = 2 * head_dim + VALUE_SCALE_BYTES + key_scale_bytes
         block_bytes += BLOCK_TOKENS * config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * per_token
@@ -179,7 +175,7 @@ def load(
     `generate`, wants the same one of all requests. The adapter's product is added in 32 bits to that of the 8-bit weights.
     """
     scheduler = scheduling(cache_blocks(cache_gb, read_json(Path(model_dir) / "config.json")), max_running_requests)
-    properties = device_properties(num_threads, precision)
+    properties = device_properties(Path(model_dir), num_threads, precision)
     if adapter is not None:
         loaded = openvino_genai.Adapter(adapter.weights)
         properties["adapters"] = openvino_genai.AdapterConfig(loaded, adapter.scale, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
@@ -193,21 +189,6 @@ def scheduling(num_blocks: int, max_running_requests: int) -> Any:
     scheduler.max_num_seqs = max_running_requests
     scheduler.enable_prefix_caching = True  # a shared system prompt is computed once
     return scheduler
-
-
-def device_properties(num_threads: int | None, precision: str) -> dict[str, Any]:
-    """The library's own settings of the processor.
-
-    Its cache of compiled models (CACHE_DIR) is left off: OpenVINO 2026.4.1 stores no head sizes of paged attention, refuses its own copy
-    for want of them (intel_cpu/src/nodes/paged_attn.cpp), compiles anew and writes the copy again. Loading the 135M model took 2.7 to
-    3.0 s with it and 2.4 without (medians of six, in turns); the same model without paged attention took 0.23 s from its copy.
-    """
-    properties: dict[str, Any] = {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT}
-    if num_threads:
-        properties["INFERENCE_NUM_THREADS"] = num_threads
-    if precision != "auto":
-        properties["INFERENCE_PRECISION_HINT"] = precision
-    return properties
 
 
 def make_batch(
@@ -242,9 +223,9 @@ def make_lanes(
     speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
 ) -> Lanes:
     """The same with guesses: a pipeline guesses for all its requests or for none, so there are two, each with its part of the cache."""
-    properties = {**device_properties(num_threads, precision), **KEYS_BY_TOKEN}
     folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
     configs = [read_json(folder / "config.json") for folder in folders]
+    properties, *of_draft = ({**device_properties(folder, num_threads, precision), **KEYS_BY_TOKEN} for folder in folders)
     num_blocks = cache_blocks(cache_gb * (1 - GUESSED_SHARE), configs[0], has_keys_by_token=True)
     plain = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduling(num_blocks, max_running_requests), "CPU", properties)
     num_blocks = cache_blocks(cache_gb * GUESSED_SHARE, *configs, has_keys_by_token=True)
@@ -255,7 +236,7 @@ def make_lanes(
         guesses["max_ngram_size"] = speculative.max_ngram_size
         source = {"prompt_lookup": True}
     else:
-        draft = openvino_genai.draft_model(speculative.draft_model_dir, "CPU", scheduler_config=scheduler, **properties)
+        draft = openvino_genai.draft_model(speculative.draft_model_dir, "CPU", scheduler_config=scheduler, **of_draft[0])
         source = {"draft_model": draft}
     guessing = openvino_genai.ContinuousBatchingPipeline(model_dir, scheduler, "CPU", {**properties, **source})
     batches = Batch(plain), Batch(guessing, guesses)

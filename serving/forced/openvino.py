@@ -10,7 +10,8 @@ import numpy
 import openvino
 
 from serving.config import ServeConfig
-from serving.engines.openvino_steps import MODEL_NAME, device_properties
+from serving.engines.openvino_device import device_properties
+from serving.engines.openvino_steps import MODEL_NAME
 
 Logprobs = Any
 
@@ -20,7 +21,7 @@ def log_probabilities(model_dir: Path, config: ServeConfig) -> Callable[[Sequenc
 
     Raises RuntimeError when OpenVINO cannot read the model.
     """
-    properties = device_properties(config.cpus_per_replica, config.precision)
+    properties = device_properties(model_dir, config.cpus_per_replica, config.precision)
     request = openvino.Core().compile_model(model_dir / MODEL_NAME, "CPU", properties).create_infer_request()
 
     def run(ids: Sequence[int], num_answer: int) -> Logprobs:

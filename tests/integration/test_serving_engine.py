@@ -30,6 +30,7 @@ from serving.engines.base import EngineError, Sampling
 from serving.engines.child import answer_until_closed
 from serving.engines.messages import JsonLines
 from serving.engines.openvino import VARIABLES, OpenVinoEngine, capabilities
+from serving.engines.openvino_device import device_properties
 from serving.engines.openvino_steps import MODEL_NAME
 from serving.engines.process import ProcessEngine
 from serving.limits import cache_tokens
@@ -246,6 +247,12 @@ def test_cache_of_one_gb_is_divided_as_the_library_itself_does(toy_quantized: Pa
     library, ours, quarter = usages
     assert ours == pytest.approx(library, rel=0.01)
     assert quarter == pytest.approx(4 * library, rel=0.01)
+
+
+def test_openvino_takes_the_group_size_of_activations_that_it_is_told(toy_quantized: Path) -> None:
+    properties = device_properties(toy_quantized, 2, "f32")
+    model = openvino.Core().compile_model(toy_quantized / MODEL_NAME, "CPU", properties)
+    assert str(model.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "64"
 
 
 def test_openvino_refuses_its_own_copy_of_a_compiled_model_with_paged_attention(toy_quantized: Path) -> None:
