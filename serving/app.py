@@ -36,6 +36,9 @@ READY_NAME = "serving.json"
 REPLICA_HOST = "127.0.0.1"  # the local Ray has no other machine
 RAY_ENVIRONMENT = {
     "RAY_preload_python_modules": "serving.deployment",  # the processes that Ray keeps ready need not load it when a replica is asked for
+    # Of 0.1: its look at what should be and what is took 5% of a core with Ray's own book-keeping, that engine and clients lack; now 3%. A
+    # server was up as soon, 11.2 to 12.3 s by 0.1 and 11.4 to 11.7 by 0.25.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",

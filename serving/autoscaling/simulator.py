@@ -17,7 +17,7 @@ from serving.autoscaling.machine import Machine, Speed
 from serving.autoscaling.scalers import Scaler
 from serving.autoscaling.traces import Request, Trace
 
-LOOP_S = 0.2  # Ray Serve's controller decides every 0.1 s, and takes some time for it
+LOOP_S = 0.2  # Ray Serve's controller decides every 0.1 s, ours of one machine every 0.25, and takes some time for it
 PATIENCE_S = 600.0  # after the end of a trace, for what has not been answered
 
 
