@@ -17,10 +17,10 @@ from pydantic import Field, ValidationError
 
 from infra.config import Config
 from infra.errors import ArtifactError
+from infra.files import MANIFEST_NAME as MANIFEST_NAME
 from infra.files import read_json, sha256_file, sha256_json, write_json_atomic
 from infra.provenance import Provenance
 
-MANIFEST_NAME = "manifest.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 Wanted = Callable[[str], bool]
 """Whether a file of an artifact is, by its name."""

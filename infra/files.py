@@ -16,6 +16,8 @@ from infra.errors import ArtifactError, ConfigError
 
 CHUNK_BYTES = 1 << 20
 PARTIAL_SUFFIX = ".partial"
+MANIFEST_NAME = "manifest.json"
+"""Of an artifact (`infra/contracts.py`); here for processes that check none."""
 
 
 def sha256_file(path: Path) -> str:

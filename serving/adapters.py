@@ -7,41 +7,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Mapping
+from collections.abc import Container
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infra.config import Config
 from infra.contracts import Manifest, read_manifest, verify
 from infra.errors import ArtifactError, ConfigError
+from serving.adapter_files import AdapterFiles
 from serving.config import ServeConfig
 from serving.limits import adapter_problems
-
-ADAPTER_FILE_NAME = "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
-"""In front of a module's name in an adapter's file."""
-
-
-class AdapterFiles(Config):
-    """What an engine must know of one adapter."""
-
-    folder: str
-    rank: int
-    scale: float
-    """Factor of B A."""
-
-    @property
-    def weights(self) -> Path:
-        """Its safetensors."""
-        return Path(self.folder) / ADAPTER_FILE_NAME
-
-    @property
-    def modules(self) -> set[str]:
-        """Names of the layers that it changes, from the header of its file: JSON after its length in 8 bytes."""
-        with self.weights.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return {name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in header if name != "__metadata__"}
 
 
 def adapter_named(name: str, model_name: str, adapters: Container[str]) -> str | None:
@@ -70,13 +45,8 @@ def adapter_settings(config: ServeConfig) -> dict[str, Any]:
     """What the engine's process is told of the adapters; empty where there are none. Raises ArtifactError where one is not there."""
     if not config.adapters:
         return {}
-    adapters = {name: _files(folder).model_dump() for name, folder in config.adapters.items()}
+    adapters = {name: asdict(_files(folder)) for name, folder in config.adapters.items()}
     return {"adapters": adapters, "max_adapters": min(config.max_adapters, len(adapters))}
-
-
-def read_adapters(told: Mapping[str, Any] | None) -> dict[str, AdapterFiles]:
-    """The adapters, as an engine's process gets them from `adapter_settings`."""
-    return {name: AdapterFiles.model_validate(files) for name, files in (told or {}).items()}
 
 
 def _files(folder: Path) -> AdapterFiles:

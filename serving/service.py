@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.chat import ChatCodec
@@ -141,7 +141,7 @@ class Service:
         """One of the choices; they share the prompt in the engine's prefix cache, and differ by their seeds."""
         choice, sampling = Choice(self.codec, order, index), order.sampling
         if index and sampling.seed is not None:
-            sampling = sampling.model_copy(update={"seed": sampling.seed + index})
+            sampling = replace(sampling, seed=sampling.seed + index)
         async with aclosing(self._timed_chunks(order.prompt_ids, sampling, ticket, arrived_s, span)) as chunks:
             async for chunk in chunks:
                 piece = choice.read(chunk)

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from infra.config import Config
 from infra.errors import ConfigError, TransientError
 
 FinishReason = Literal["stop", "length"]
@@ -27,7 +26,8 @@ class RequestRefusedError(ConfigError):
     """This engine can never answer this request, for example because its prompt is larger than the whole cache."""
 
 
-class Grammar(Config):
+@dataclass(frozen=True, slots=True)
+class Grammar:
     """What the text of an answer must be; checked by `serving.grammars`, so that no engine can choke on it."""
 
     kind: GrammarKind
@@ -35,7 +35,8 @@ class Grammar(Config):
     """The JSON schema, or the regular expression, which the whole answer matches."""
 
 
-class Sampling(Config):
+@dataclass(frozen=True, slots=True)
+class Sampling:
     """How the tokens of one request are chosen; the defaults are greedy, so the same prompt gives the same answer."""
 
     max_tokens: int
@@ -64,6 +65,12 @@ class Sampling(Config):
     """Token ids that end the answer; they are not part of it."""
     adapter: str | None = None
     """Name of the adapter that answers; absent means the model alone."""
+
+
+def read_sampling(told: Mapping[str, Any]) -> Sampling:
+    """A `Sampling` out of JSON, as an engine's process gets it."""
+    grammar = told["grammar"]
+    return Sampling(**{**told, "grammar": Grammar(**grammar) if grammar else None, "stop_ids": tuple(told["stop_ids"])})
 
 
 @dataclass(frozen=True, slots=True)

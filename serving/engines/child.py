@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from serving.engines.base import Sampling
+from serving.engines.base import Sampling, read_sampling
 from serving.engines.messages import JsonLines, News
 from serving.engines.outbox import Outbox
 
@@ -89,5 +89,5 @@ def _take_in(batch: Batch, outbox: Outbox, messages: list[Any]) -> None:
         if "cancel" in message:
             batch.cancel(message["cancel"])
             outbox.forget(message["cancel"])
-        elif refused := batch.add(message["add"], message["ids"], Sampling.model_validate(message["sampling"])):
+        elif refused := batch.add(message["add"], message["ids"], read_sampling(message["sampling"])):
             outbox.put([refused])

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from serving.config import SpeculativeConfig
 from serving.engines.base import Sampling
 from serving.engines.child import Batch
 from serving.engines.messages import News
 from serving.speculation import Speculation
+
+if TYPE_CHECKING:  # it brings pydantic, which the process of an engine does without
+    from serving.config import SpeculativeConfig
 
 GUESSED_SHARE = 0.25
 """Of the cache, for the batch that guesses."""
@@ -151,7 +154,7 @@ class Lanes:
         for number, request in self._requests.items():
             old.cancel(number)
             self._leaving_blocks += request.num_blocks * (not is_guessing)
-            self._lane.add(number, request.ids, request.sampling.model_copy(update={"max_tokens": request.tokens_left}))
+            self._lane.add(number, request.ids, replace(request.sampling, max_tokens=request.tokens_left))
             request.has_begun = False
 
     def _draft(self, news: News) -> tuple[int, int] | None:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from infra.contracts import MANIFEST_NAME, read_manifest
-from infra.files import read_json
+from infra.files import MANIFEST_NAME, read_json
 from infra.model_sizes import row_sizes
 
 # Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin keeps (5000 by itself) and oneDNN in it
@@ -52,7 +51,7 @@ def activation_group_size(sizes: Iterable[int]) -> int | None:
 
 def _weight_groups(model_dir: Path) -> list[int]:
     """The numbers of a weight row that share a scale, where not the whole row does."""
-    if not (model_dir / MANIFEST_NAME).is_file():
-        return []
-    model = read_manifest(model_dir).model
-    return [model.weights.group_size] if model and model.weights and model.weights.group_size else []
+    path = model_dir / MANIFEST_NAME
+    told = read_json(path) if path.is_file() else {}
+    size = ((told.get("model") or {}).get("weights") or {}).get("group_size")
+    return [size] if size else []

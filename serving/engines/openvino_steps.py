@@ -14,8 +14,7 @@ import openvino_genai
 
 from infra.files import read_json
 from infra.model_sizes import head_size
-from serving.adapters import AdapterFiles, read_adapters
-from serving.config import SpeculativeConfig
+from serving.adapter_files import AdapterFiles, read_adapters
 from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine
@@ -199,7 +198,7 @@ def make_batch(
     Raises RuntimeError when OpenVINO cannot read it, ValueError on an adapter that does not fit it.
     """
     if speculative is not None:
-        return make_lanes(SpeculativeConfig.model_validate(speculative), **settings)
+        return make_lanes(speculative, **settings)
     files = read_adapters(adapters)
     settings["cache_gb"] /= 1 + max_adapters
     base = ready_batch(**settings)
@@ -220,9 +219,12 @@ def ready_batch(**settings: Any) -> Batch:
 
 
 def make_lanes(
-    speculative: SpeculativeConfig, model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
+    told: Mapping[str, Any], model_dir: str, max_running_requests: int, cache_gb: float, num_threads: int | None, precision: str
 ) -> Lanes:
     """The same with guesses: a pipeline guesses for all its requests or for none, so there are two, each with its part of the cache."""
+    from serving.config import SpeculativeConfig  # with pydantic: 13 MB and 0.3 s, which a process without guesses is spared
+
+    speculative = SpeculativeConfig.model_validate(told)
     folders = [Path(model_dir), *([speculative.draft_model_dir] if speculative.draft_model_dir else [])]
     configs = [read_json(folder / "config.json") for folder in folders]
     properties, *of_draft = ({**device_properties(folder, num_threads, precision), **KEYS_BY_TOKEN} for folder in folders)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +110,7 @@ class ProcessEngine:
             raise EngineError(self._failure)
         number, request = next(self._numbers), _Request()
         self._requests[number] = request
-        self._send({"add": number, "ids": list(prompt_ids), "sampling": sampling.model_dump(mode="json")})
+        self._send({"add": number, "ids": list(prompt_ids), "sampling": asdict(sampling)})
         try:
             while request.finish_reason is None:
                 await request.arrived.wait()

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from serving.adapters import PEFT_PREFIX, AdapterFiles
+from serving.adapter_files import PEFT_PREFIX, AdapterFiles
 from serving.limits import LAYERS
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]

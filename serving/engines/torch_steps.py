@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 from transformers.utils import logging
 
-from serving.adapters import AdapterFiles, read_adapters
+from serving.adapter_files import AdapterFiles, read_adapters
 from serving.config import EngineWeights, SpeculativeConfig
 from serving.engines.adapter_batch import AdapterBatch
 from serving.engines.base import Sampling

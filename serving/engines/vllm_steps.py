@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 
-from serving.adapters import AdapterFiles, read_adapters
+from serving.adapter_files import AdapterFiles, read_adapters
 from serving.config import SpeculativeConfig
 from serving.engines.base import Grammar, Sampling
 from serving.engines.child import LARGER_THAN_CACHE, run_engine

@@ -20,7 +20,7 @@ from infra.chat import load_codec
 from infra.contracts import read_manifest, write_manifest
 from infra.errors import ArtifactError, ConfigError
 from infra.provenance import Provenance
-from serving.adapters import ADAPTER_FILE_NAME
+from serving.adapter_files import ADAPTER_FILE_NAME
 from serving.config import ServeConfig
 from serving.engines.base import Engine, RequestRefusedError, Sampling
 from serving.engines.registry import make_engine

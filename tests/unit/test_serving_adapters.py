@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from infra.contracts import AdapterFacts, Kind, Manifest, ModelFacts, write_manifest
 from infra.errors import ConfigError
 from infra.provenance import Provenance
-from serving.adapters import adapter_named, adapter_settings, read_adapters, require_adapters
+from serving.adapter_files import read_adapters
+from serving.adapters import adapter_named, adapter_settings, require_adapters
 from serving.admission import Gate
 from serving.config import ServeConfig, ServeJob
 from serving.engines.adapter_batch import AdapterBatch

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def test_sampling_parameters_reach_the_engine() -> None:
     request(api, "POST", COMPLETION, json=body)
     request(api, "POST", COMPLETION, json={"model": "toy", "prompt": "x", "ignore_eos": True})
     first, second = (sampling for _, sampling in engine.seen)
-    assert first.model_dump() == {
+    assert asdict(first) == {
         **{key: body[key] for key in body if key not in ("model", "prompt")},
         "grammar": None,
         "stop_ids": (7,),
