@@ -80,7 +80,7 @@ def _candidate(spec: Spec, weight_format: str) -> Step:
     config, python = served_config(spec, weight_format)
     name = f"quantize-{weight_format}"
     run = partial(run_quantized, name, python)
-    return Step(f"predict-{weight_format}", 2, "answers", config, run, needs={"render": "tokens", name: "quantized"})
+    return Step(f"predict-{weight_format}", 3, "answers", config, run, needs={"render": "tokens", name: "quantized"})
 
 
 def run_base(config: PredictConfig, context: StepContext) -> None:

@@ -39,4 +39,4 @@ def _candidate(spec: Spec, weight_format: str) -> Step:
     config, python = served_config(spec, weight_format)
     repeated = RepeatConfig(**{**config.model_dump(), "score_expected": False, "latency_rows": 0}, limit_rows=spec.evaluate.repeated_rows)
     needs = {"render": "tokens", f"quantize-{weight_format}": "quantized"}
-    return Step(f"repeat-{weight_format}", 1, "answers", repeated, partial(run, python), needs=needs)  # type: ignore[arg-type]
+    return Step(f"repeat-{weight_format}", 2, "answers", repeated, partial(run, python), needs=needs)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def _candidate(spec: Spec, tasks: TasksConfig, name: str, sources: dict[str, str
     answers, python = served_config(spec, name)
     config: Any = ServedTasksConfig(tasks=tasks, engine=answers.engine, precision=answers.precision)
     return Step(
-        f"tasks-{name}", 1, "scores", config, partial(run_served, python), needs={f"quantize-{name}": "quantized"}, source_digests=sources
+        f"tasks-{name}", 2, "scores", config, partial(run_served, python), needs={f"quantize-{name}": "quantized"}, source_digests=sources
     )
 
 
