@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -16,3 +16,9 @@ def row_sizes(config: Mapping[str, Any]) -> set[int]:
     """Numbers in a row of the weight matrices: of what goes into a layer, out of its attention, and through its feed-forward part."""
     heads = config.get("num_attention_heads", 1)
     return {config.get("hidden_size"), config.get("intermediate_size"), heads * (config.get("head_dim") or 0)} - {None, 0}
+
+
+def dividing(candidates: Iterable[int], sizes: Iterable[int]) -> list[int]:
+    """The candidates, in their order, into whose groups all the sizes fall without a rest."""
+    sizes = list(sizes)
+    return [each for each in candidates if all(size % each == 0 for size in sizes)]

@@ -11,7 +11,7 @@ from infra.answers import read_prompts
 from infra.contracts import MANIFEST_NAME, read_manifest, verify
 from infra.errors import ArtifactError, ConfigError
 from infra.files import read_json
-from infra.model_sizes import head_size, row_sizes
+from infra.model_sizes import dividing, head_size, row_sizes
 from pipelines.spec import Spec
 from serving.formats import INT4_FORMATS
 from serving.limits import ENGINE_OF_FORMAT, cache_tokens, model_problems
@@ -86,7 +86,7 @@ def _group_problems(spec: Spec, config: Mapping[str, Any]) -> list[str]:
     sizes = row_sizes(config)
     if not wanted or not (uneven := sorted(size for size in sizes if size % group)):
         return []
-    fitting = [each for each in (128, 96, 64, 48, 32, 16) if all(size % each == 0 for size in sizes)]
+    fitting = dividing((128, 96, 64, 48, 32, 16), sizes)
     advice = f"Set it to {' or '.join(map(str, fitting))}" if fitting else f"Take {', '.join(wanted)} out of quantize.formats"
     return [f"quantize.group_size is {group}, which does not divide the model's rows of {', '.join(map(str, uneven))}. {advice}"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from infra.files import MANIFEST_NAME, read_json
-from infra.model_sizes import row_sizes
+from infra.model_sizes import dividing, row_sizes
 
 # Each number of tokens that a step can have gets kernels of its own, about 1 MB, which the plugin keeps (5000 by itself) and oneDNN in it
 # (infra/settings.py says how many). With 32 of each, the 135M model's process held 666 MB where it was 914 after 1,300 requests
@@ -35,7 +35,7 @@ def device_properties(model_dir: Path, num_threads: int | None, precision: str) 
     return properties
 
 
-def activation_group_size(sizes: Iterable[int]) -> int | None:
+def activation_group_size(sizes: Collection[int]) -> int | None:
     """Numbers of an activation that share a scale where it is multiplied with 8-bit or 4-bit weights, to fit rows and groups of these
     sizes; None leaves the plugin's own.
 
@@ -45,8 +45,7 @@ def activation_group_size(sizes: Iterable[int]) -> int | None:
     mean KL divergence of 0.005 from activations that are not rounded, where 32 have 0.0016 (INT4: 0.003, 0.0014), and none of the 300
     smart-home rows: 294 and 291 right, as before. 192 is no faster and has 0.008, a whole row 0.019.
     """
-    sizes = list(sizes)
-    return next((each for each in ACTIVATION_GROUP_SIZES if sizes and all(size % each == 0 for size in sizes)), None)
+    return next(iter(dividing(ACTIVATION_GROUP_SIZES, sizes)), None) if sizes else None
 
 
 def _weight_groups(model_dir: Path) -> list[int]:
